@@ -1,0 +1,1 @@
+"""Many trials: configuration, Ray Tune, ledger, MLflow, reports, the `nas` command."""

@@ -1,0 +1,109 @@
+"""What an experiment asks for against what there is: CPU cores, GPUs, images."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from orchestrator.errors import ConfigError
+from orchestrator.experiment import Experiment
+from orchestrator.sweep_words import candidates
+from spaces.core import plugins
+
+
+def visible_gpus() -> int | None:
+    """Return the number of NVIDIA GPUs that a process may use, without importing torch.
+
+    Returns:
+        None where it cannot be told (another maker's, or Windows' subsystem for Linux).
+    """
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    entries = None
+    if listed is not None:
+        entries = [entry.strip() for entry in listed.split(",")]
+        # As CUDA does: what follows an invalid entry is invisible.
+        invalid = [i for i, entry in enumerate(entries) if entry in ("", "-1", "NoDevFiles")]
+        entries = entries[: invalid[0]] if invalid else entries
+        if not entries:
+            return 0
+    present = _nvidia_devices()
+    if present == 0 and any(Path(device).exists() for device in ("/dev/dxg", "/dev/kfd")):
+        return None
+    if entries is None:
+        return present
+    if present and any(entry.startswith("MIG-") for entry in entries):
+        return len(entries)  # several of these are slices of one GPU
+    return min(len(entries), present)
+
+
+def check_hardware(experiment: Experiment) -> None:
+    """Refuse a trial that cannot run on this machine; a cluster is asked when it is joined.
+
+    Raises:
+        ConfigError: One Ray trial needs more CPU cores or GPUs than there are.
+    """
+    if experiment.ray.address != "local":
+        return
+    asked = experiment.tune.per_trial
+    problems = []
+    cores = os.cpu_count() or 1
+    allowed = cores if experiment.ray.cpus is None else experiment.ray.cpus
+    if asked.cpus > allowed:
+        source = "this machine has" if experiment.ray.cpus is None else "ray.cpus is"
+        problems.append(
+            f"tune.per_trial.cpus must be <= {allowed}, got {asked.cpus:g}: {source} {allowed}."
+        )
+    gpus = visible_gpus()
+    if gpus is not None and asked.gpus > gpus:
+        hint = " Set tune.per_trial.gpus=0 to run on the CPU." if gpus == 0 else ""
+        problems.append(
+            f"tune.per_trial.gpus must be <= {gpus}, got {asked.gpus:g}: "
+            f"{gpus} NVIDIA GPUs are visible on this machine.{hint}"
+        )
+    if problems:
+        raise ConfigError("\n".join(f"{experiment.name}: {problem}" for problem in problems))
+
+
+def check_data(experiment: Experiment) -> None:
+    """Load the training images and refuse batches that are larger than their split.
+
+    Raises:
+        ConfigError: A batch of the search or of the retraining can never be filled.
+        DataError: The dataset cannot be read.
+    """
+    name, config = plugins.make_config("datasets", experiment.dataset)
+    module = plugins.load("datasets", name)
+    images = len(module.load(config, "train").labels)
+    problems = []
+    share = experiment.search["train_share"]
+    smallest = min(
+        min(train, images - train) for train in (int(images * value) for value in candidates(share))
+    )
+    largest = max(candidates(experiment.search["batch_size"]))
+    if largest > smallest:
+        problems.append(
+            f"search.batch_size must be <= {smallest}, the images of the smaller of the two splits "
+            f"of {name}'s {images}, got {largest}."
+        )
+    if experiment.retrain is not None:
+        if "test" not in module.splits(config):
+            problems.append(
+                f"retrain needs a test split, and this dataset {name} is set up without."
+            )
+        settings = experiment.retrain.settings
+        left = int(images * (1.0 - settings.val_share))
+        if settings.batch_size > left:
+            problems.append(
+                f"retrain.batch_size must be <= {left}, the training images of {name}, "
+                f"got {settings.batch_size}."
+            )
+    if problems:
+        raise ConfigError("\n".join(f"{experiment.name}: {problem}" for problem in problems))
+
+
+def _nvidia_devices() -> int:
+    listed = Path("/proc/driver/nvidia/gpus")
+    if listed.is_dir():
+        return len(list(listed.iterdir()))
+    return len([p for p in Path("/dev").iterdir() if re.fullmatch(r"nvidia\d+", p.name)])

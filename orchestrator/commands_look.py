@@ -1,0 +1,130 @@
+"""Commands that only look: validate, show, list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from orchestrator import display
+from orchestrator.commands_run import USER_ERROR, Json
+from orchestrator.genotypes import find_genotype
+from spaces.core import plugins
+from spaces.core.errors import NasError
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give the commands of this module to `app`."""
+    app.command(epilog="Example: nas validate experiments/*.yaml")(validate)
+    app.command(epilog="Example: nas show DARTS_V2 --out cell.svg")(show)
+    app.command("list", epilog="Example: nas list methods --json")(list_plugins)
+
+
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Experiments, in YAML.")],
+    data: Annotated[
+        bool, typer.Option("--data/--no-data", help="Whether to load the datasets, as a run does.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Check experiment files: keys, values, paths, resources and data; start nothing."""
+    from orchestrator import config
+
+    results: list[dict[str, Any]] = []
+    for file in files:
+        error: str | None = None
+        try:
+            experiment = config.load_experiment(file)
+            config.check_hardware(experiment)
+            if data:
+                config.check_data(experiment)
+        except NasError as problem:
+            error = str(problem)
+            display.note(error)
+        results.append({"file": str(file), "valid": error is None, "error": error})
+        if error is None and not as_json:
+            display.say(f"{file}: good")
+    if as_json:
+        display.say_json(results)
+    if not all(result["valid"] for result in results):
+        raise typer.Exit(USER_ERROR)
+
+
+def show(
+    genotype: Annotated[
+        str, typer.Argument(metavar="GENOTYPE", help="A file, an official text, or a name.")
+    ],
+    space: Annotated[
+        str | None, typer.Option("--space", help="Space of a text that does not say its own.")
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option("--channels", min=1, help="Channels of the first cell.")
+    ] = None,
+    cells: Annotated[
+        int | None, typer.Option("--cells", min=1, help="Cells (NAS-Bench-201: per stage).")
+    ] = None,
+    classes: Annotated[int | None, typer.Option("--classes", min=1, help="Classes.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Drawing, .png or .svg; default SPACE-HASH.png.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw a genotype's cell and count parameters and multiply-adds of its network.
+
+    Sizes that are not given are those of the space's published evaluation network. The auxiliary
+    head is not counted. With --json a drawing is made only where --out is given.
+    """
+    if out is not None and out.suffix.lower() not in {".png", ".svg"}:
+        raise NasError(f"--out must end in .png or .svg, got {str(out)!r}.")
+    found = find_genotype(genotype, space)
+    # Imported late: a wrong text is refused without waiting for torch.
+    from spaces.core.cost import network_cost
+
+    name, settings = plugins.make_config("spaces", found.space)
+    built = plugins.load("spaces", name).build(settings, name)
+    sizes = {
+        "channels": channels or built.evaluation.channels,
+        "cells": cells or built.evaluation.cells,
+        "classes": classes or built.evaluation.classes,
+    }
+    cost = network_cost(
+        built,
+        found,
+        **sizes,
+        in_channels=built.evaluation.in_channels,
+        image_size=built.evaluation.image_size,
+    )
+    if out is None and not as_json:
+        out = Path(f"{found.space}-{found.hash}.png")
+    if out is not None:
+        from spaces.core.drawing import draw_genotype
+
+        draw_genotype(found, out)
+    if as_json:
+        document = {"space": found.space, "hash": found.hash, "params": cost.params}
+        document |= {"macs": cost.macs, **sizes, "genotype": found.to_json()}
+        display.say_json({**document, "drawing": None if out is None else str(out)})
+        return
+    pairs = [("space", found.space), ("hash", found.hash), ("text", built.format(found))]
+    pairs += [(size, str(value)) for size, value in sizes.items()]
+    pairs += [("params", f"{cost.params:,}"), ("macs", f"{cost.macs:,}"), ("drawing", str(out))]
+    for key, value in pairs:
+        display.say(f"{key:<9} {value}")
+
+
+def list_plugins(
+    kind: Annotated[
+        Literal["methods", "spaces", "datasets", "selections"],
+        typer.Argument(help="What to list."),
+    ],
+    as_json: Json = False,
+) -> None:
+    """List what there is to choose from, one line each, with its source."""
+    found = [plugins.describe(kind, name) for name in plugins.available(kind)]
+    if as_json:
+        keys = ("name", "summary", "source")
+        display.say_json([{key: getattr(info, key) for key in keys} for info in found])
+        return
+    rows = [(info.name, info.summary, info.source) for info in found]
+    display.say_table(display.table(("name", "summary", "source"), rows))

@@ -1,0 +1,251 @@
+"""Commands that train: run, resume, retrain."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator import display, results
+from orchestrator.genotypes import find_genotype
+from orchestrator.progress import Estimate, Outcome, Reporter
+from spaces.core.errors import NasError
+
+if TYPE_CHECKING:
+    from orchestrator.config import Experiment
+    from orchestrator.study import Study
+
+GOOD, TRIALS_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+DEFAULT_ROOT = Path("studies")
+
+Root = Annotated[
+    Path,
+    typer.Option("--root", metavar="DIR", envvar="NAS_ROOT", help="Folder that holds the studies."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as search.epochs=5."),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give the commands of this module to `app`."""
+    app.command(epilog="Example: nas run experiments/quickstart.yaml --set search.epochs=5")(run)
+    app.command(epilog="Example: nas resume quickstart")(resume)
+    app.command(epilog="Example: nas retrain cell.json --like quickstart --set retrain.epochs=20")(
+        retrain
+    )
+
+
+def run(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An experiment, in YAML.")],
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the study.")] = None,
+    root: Root = DEFAULT_ROOT,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show trials, resources, time and disk; start nothing."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Search, retrain and report what an experiment file describes."""
+    from orchestrator import config
+
+    experiment = config.load_experiment(file, overrides or (), name)
+    config.check_hardware(experiment)
+    config.check_data(experiment)
+    if dry_run:
+        from orchestrator.estimate import estimate
+
+        _show_estimate(experiment, estimate(experiment, root), as_json)
+        return
+    from orchestrator import runner
+
+    with _training(experiment.name, root) as reporter:
+        outcome = runner.run_study(experiment, root, command=context.obj, reporter=reporter)
+    _finish(outcome, root, as_json)
+
+
+def resume(
+    context: typer.Context,
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="Name or folder of a study.")],
+    root: Root = DEFAULT_ROOT,
+    as_json: Json = False,
+) -> None:
+    """Go on with a study that was stopped, killed or cut off; finished rows are not run again."""
+    opened = _open(study, root)
+    from orchestrator import runner
+
+    with _training(opened.name, opened.root) as reporter:
+        outcome = runner.resume_study(opened, command=context.obj, reporter=reporter)
+    _finish(outcome, opened.root, as_json)
+
+
+def retrain(
+    context: typer.Context,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY|GENOTYPE",
+            help="A study, whose best genotypes are trained; or a genotype: a file, its official "
+            "text, or a name.",
+        ),
+    ],
+    like: Annotated[
+        str | None,
+        typer.Option(
+            "--like",
+            metavar="FILE|STUDY",
+            help="For a genotype: the experiment whose dataset and retrain settings it takes.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the new study, for a genotype.")
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+    as_json: Json = False,
+) -> None:
+    """Train genotypes from scratch and read the test split once."""
+    from orchestrator.study import Study
+
+    is_study = _is_study(what, root)
+    if is_study and (like or overrides or name):
+        raise NasError(
+            f"--like, --set and --name are for a genotype; {what} is a study and is retrained as "
+            "its experiment says."
+        )
+    if is_study:
+        from orchestrator import runner
+
+        study = Study.open(what, root)
+        with _training(study.name, study.root) as reporter:
+            outcome = runner.retrain_study(study, command=context.obj, reporter=reporter)
+        _finish(outcome, study.root, as_json)
+        return
+    if like is None:
+        raise NasError(
+            f"{what} is no study in {root}, and to retrain a genotype takes --like FILE: the "
+            "experiment whose space, dataset and retrain settings are used."
+        )
+    from orchestrator import config
+
+    file = Study.open(like, root).experiment_file if _is_study(like, root) else Path(like)
+    experiment = config.load_experiment(file, overrides or (), name)
+    genotype = find_genotype(what, experiment.settings("space")["name"])
+    if name is None:
+        experiment = experiment.model_copy(update={"name": f"retrain-{genotype.hash}"})
+    config.check_hardware(experiment)
+    config.check_data(experiment)
+    from orchestrator import runner
+
+    with _training(experiment.name, root) as reporter:
+        outcome = runner.retrain_genotype(
+            genotype, experiment, root, command=context.obj, reporter=reporter
+        )
+    _finish(outcome, root, as_json)
+
+
+def resume_command(study_name: str, root: Path) -> str:
+    """Return the command that goes on with a study, ready to be pasted."""
+    words = ["nas", "resume", study_name]
+    if root.resolve() != DEFAULT_ROOT.resolve():
+        words += ["--root", str(short(root))]
+    return shlex.join(words)
+
+
+def short(path: Path) -> Path:
+    """Return the path as seen from the current folder where it is below it, else unchanged."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
+
+
+def ui_command(study: Study) -> str:
+    """Return the command that opens MLflow's pages on the store of a study."""
+    words = ["nas", "ui"]
+    if study.experiment.mlflow.tracking_uri is not None:
+        words.append(study.name)
+    if study.root.resolve() != DEFAULT_ROOT.resolve():
+        words += ["--root", str(short(study.root))]
+    return shlex.join(words)
+
+
+def _is_study(text: str, root: Path) -> bool:
+    from orchestrator.study import studies
+
+    return text in studies(root) or (len(text) < 1000 and (Path(text) / "study.json").is_file())
+
+
+def _open(study: str, root: Path) -> Study:
+    from orchestrator.study import Study
+
+    return Study.open(study, root)
+
+
+@contextmanager
+def _training(study_name: str, root: Path) -> Iterator[Reporter]:
+    """Give a display; a Ctrl-C ends it and says how to go on."""
+    reporter = display.reporter()
+    reporter.message(f"study {study_name} in {short((root / study_name).absolute())}")
+    try:
+        yield reporter
+    except KeyboardInterrupt:
+        reporter.close()
+        display.note(f"Interrupted. Go on with: {resume_command(study_name, root)}")
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        reporter.close()
+
+
+def _finish(outcome: Outcome, root: Path, as_json: bool) -> None:
+    """Write the report, print the table and where to look next, and exit."""
+    from orchestrator.report import write_report
+
+    study = _open(outcome.study_name, root)
+    report = write_report(study)
+    failed = outcome.failed + outcome.diverged
+    if as_json:
+        document = dataclasses.asdict(outcome)
+        table = results.document(report.results)
+        display.say_json({**document, "report": str(report.markdown), "table": table})
+    else:
+        show_results(report.results)
+        display.say(f"report  {short(report.html)}")
+        display.say(f"browse  {ui_command(study)}")
+    if failed:
+        display.note(f"{failed} rows failed or diverged: the report says why.")
+    if outcome.interrupted:
+        display.note(f"The study is not complete. Go on with: {resume_command(study.name, root)}")
+        raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(TRIALS_FAILED if failed else GOOD)
+
+
+def show_results(lines: Sequence[results.Result]) -> None:
+    """Print the table of results on stdout."""
+    cells = [line.cells() for line in lines]
+    display.say_table(display.table(results.COLUMNS, cells, numeric=results.NUMERIC))
+    display.say("")
+
+
+def _show_estimate(experiment: Experiment, estimate: Estimate, as_json: bool) -> None:
+    if as_json:
+        document: dict[str, Any] = dataclasses.asdict(estimate)
+        display.say_json({"experiment": experiment.resolved(), **document})
+        return
+    display.say("\n".join(display.outline(experiment.resolved())))
+    display.say("")
+    rows = [
+        (trial.label, str(trial.seed), trial.config_id, "in the ledger" if trial.cached else "new")
+        for trial in estimate.trials
+    ]
+    display.say_table(display.table(("trial", "seed", "configuration", ""), rows))
+    display.say("")
+    for line in display.estimate_lines(estimate):
+        display.say(line)

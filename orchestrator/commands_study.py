@@ -1,0 +1,263 @@
+"""Commands on the folder of a study: status, report, clean, sync, ui."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator import display, results
+from orchestrator.commands_run import DEFAULT_ROOT, Json, Root, resume_command, short, show_results
+from orchestrator.errors import StudyError
+from orchestrator.statistics import show_bytes, show_time
+
+if TYPE_CHECKING:
+    from orchestrator.study import Study
+
+StudyName = Annotated[
+    str, typer.Argument(metavar="STUDY", help="Name of a study, or path of its folder.")
+]
+HOST = "127.0.0.1"
+# Pages alone: no job runner (a second process of 230 MB) and no word to anybody outside.
+_UI_ENVIRONMENT = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give the commands of this module to `app`."""
+    app.command(epilog="Example: nas status quickstart")(status)
+    app.command(epilog="Example: nas report quickstart")(report)
+    app.command(epilog="Example: nas clean quickstart --dry-run")(clean)
+    app.command(epilog="Example: nas sync quickstart --rebuild")(sync)
+    app.command(epilog="Example: nas ui --port 5001")(ui)
+
+
+def status(
+    study: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="A study; none lists them all.")
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+    as_json: Json = False,
+) -> None:
+    """Say where a study stands, or list all studies of a folder."""
+    from orchestrator.study import Study, studies
+
+    if study is not None:
+        state = study_state(Study.open(study, root))
+        if as_json:
+            display.say_json(state)
+        else:
+            _show_state(state)
+        return
+    states = [study_state(Study.open(name, root)) for name in studies(root)]
+    if as_json:
+        display.say_json(states)
+        return
+    if not states:
+        display.say(f"No study in {root}. Start one with: nas run experiments/quickstart.yaml")
+        return
+    rows = [
+        (
+            state["name"],
+            state["state"],
+            _counts(state["search"]),
+            _counts(state["retrain"]),
+            _best(state),
+        )
+        for state in states
+    ]
+    display.say_table(display.table(("study", "state", "searches", "retrainings", "best"), rows))
+
+
+def study_state(study: Study) -> dict[str, Any]:
+    """Return where a study stands, as plain JSON."""
+    summary = study.summary()
+    progress = _progress(study)
+    open_rows = any(counts.get("interrupted") for counts in summary.counts.values())
+    if summary.holder is not None:
+        state = "running"
+    elif open_rows or progress.get("done", 0) < progress.get("total", 0) or not study.rows():
+        state = "incomplete"
+    else:
+        state = "complete"
+    best = summary.best
+    return {
+        "name": study.name,
+        "state": state,
+        "path": str(study.path),
+        "created": study.created,
+        "command": study.command,
+        "search": summary.counts.get("search", {}),
+        "retrain": summary.counts.get("retrain", {}),
+        "best": summary.best_value,
+        "best_label": None if best is None else results.row_label(best),
+        "best_seed": None if best is None else best.seed,
+        "holder": None if summary.holder is None else dataclasses.asdict(summary.holder),
+        "progress": progress if summary.holder is not None else None,
+        "resume": resume_command(study.name, study.root) if state == "incomplete" else None,
+    }
+
+
+def _progress(study: Study) -> dict[str, Any]:
+    try:
+        progress = json.loads(study.progress.read_bytes())
+    except (OSError, ValueError):  # not begun, or cut off while it was written
+        return {}
+    return progress if isinstance(progress, dict) else {}
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{n} {status}" for status, n in sorted(counts.items())) or "–"
+
+
+def _best(state: dict[str, Any]) -> str:
+    if state["best"] is None:
+        return "–"
+    return f"{100 * state['best']:.2f} %  {state['best_label']}, seed {state['best_seed']}"
+
+
+def _show_state(state: dict[str, Any]) -> None:
+    lines = {
+        "study": f"{state['name']} ({state['state']})",
+        "folder": str(short(Path(state["path"]))),
+        "made": f"{state['created']} by: {state['command']}",
+        "searches": _counts(state["search"]),
+        "retrainings": _counts(state["retrain"]),
+        "best": _best(state),
+    }
+    holder, progress = state["holder"], state["progress"]
+    if holder is not None:
+        lines["runs"] = f"pid {holder['pid']} on {holder['host']} since {holder['since']}"
+    if progress:
+        lines["progress"] = f"{progress.get('done')} of {progress.get('total')}"
+        if progress.get("left_s") is not None:
+            lines["progress"] += f", about {show_time(progress['left_s'])} left"
+    if state["resume"] is not None:
+        lines["go on"] = state["resume"]
+    for key, value in lines.items():
+        display.say(f"{key:<12} {value}")
+
+
+def report(study: StudyName, root: Root = DEFAULT_ROOT, as_json: Json = False) -> None:
+    """Write the report of a study, finished or not, and print its table."""
+    from orchestrator.report import write_report
+    from orchestrator.study import Study
+
+    written = write_report(Study.open(study, root))
+    if as_json:
+        table = results.document(written.results)
+        paths = {"markdown": str(written.markdown), "html": str(written.html)}
+        display.say_json({"study": study, **paths, **table})
+        return
+    show_results(written.results)
+    display.say(f"report  {short(written.html)}")
+
+
+def clean(
+    study: StudyName,
+    root: Root = DEFAULT_ROOT,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what a study no longer needs; ledger, experiment and final weights stay."""
+    from orchestrator import cleaning
+    from orchestrator.study import Study
+
+    opened = Study.open(study, root)
+    removal = cleaning.removable(opened) if dry_run else cleaning.clean(opened)
+    names = [str(path.relative_to(opened.path)) for path in removal.paths]
+    if as_json:
+        display.say_json({"removed": not dry_run, "bytes": removal.size, "paths": names})
+        return
+    for name in names:
+        display.say(name)
+    what = "would be freed" if dry_run else "freed"
+    display.say(f"{len(names)} files and folders, {show_bytes(removal.size)} {what}.")
+
+
+def sync(
+    study: StudyName,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Fill a fresh store from the folder alone.")
+    ] = False,
+    uri: Annotated[
+        str | None, typer.Option("--uri", help="Another store than the study's own.")
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+    as_json: Json = False,
+) -> None:
+    """Send to MLflow what it has not got yet."""
+    from orchestrator import tracking, tracking_location
+    from orchestrator.study import Study
+
+    opened = Study.open(study, root)
+    if uri is None:
+        uri = tracking.tracking_uri(opened.experiment, opened.root)
+    uri = tracking_location.check_uri(uri)
+    tracking.prepare_store(uri)
+    sent = tracking.rebuild(opened, uri) if rebuild else tracking.drain(opened.path, uri)
+    if as_json:
+        display.say_json({"study": opened.name, "tracking_uri": uri, "sent": sent})
+        return
+    display.say(f"{sent} {'rows' if rebuild else 'records'} sent to {uri}")
+
+
+def ui(
+    study: Annotated[
+        str | None,
+        typer.Argument(metavar="[STUDY]", help="A study that names a store of its own."),
+    ] = None,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")
+    ] = 5000,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Open MLflow's pages on 127.0.0.1, on the store that the studies write to."""
+    from orchestrator import tracking, tracking_location
+    from orchestrator.study import Study
+
+    if study is not None:
+        opened = Study.open(study, root)
+        uri = tracking.tracking_uri(opened.experiment, opened.root)
+    elif named := os.environ.get("MLFLOW_TRACKING_URI"):
+        uri = tracking_location.check_uri(named, "MLFLOW_TRACKING_URI")
+    else:
+        uri = tracking_location.default_uri(root)
+    if not tracking_location.is_database(uri):
+        display.say(f"The studies are tracked by a server; open {uri}")
+        return
+    _check_port(port)
+    tracking.prepare_store(uri)
+    display.say(f"MLflow starts at http://{HOST}:{port} in some 15 s; Ctrl-C ends it.")
+    sys.stdout.flush()
+    # Replaces this process, so that a signal to it reaches the server and leaves nothing behind.
+    os.execve(sys.executable, ui_arguments(uri, port), {**os.environ, **_UI_ENVIRONMENT})
+
+
+def ui_arguments(uri: str, port: int) -> list[str]:
+    """Return the command line of MLflow's pages on this machine alone."""
+    where = ["--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
+    return [sys.executable, "-m", "mlflow", "server", *where, "--workers", "1"]
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise StudyError(
+                f"port {port} of {HOST} cannot be used ({error.strerror}); choose another: "
+                f"nas ui --port {port + 1 if port < 65535 else 5000}"
+            ) from error

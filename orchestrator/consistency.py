@@ -1,0 +1,175 @@
+"""Checks between settings that are each right alone: what contradicts, and what has no effect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator import factors
+from orchestrator.experiment import Asha, Experiment, Median
+from orchestrator.problems import Problems
+from orchestrator.sweep_words import candidates, canonical
+
+_MOST_BLOCKS = 10_000
+
+
+def check(experiment: Experiment, given: Mapping[str, Any], problems: Problems) -> None:
+    """Report settings that contradict each other or have no effect.
+
+    A check is left out where a section that it looks at is wrong already.
+
+    Args:
+        experiment: The experiment, with defaults in the place of what is wrong.
+        given: What the file says, to tell a default from a setting.
+        problems: Takes what is wrong.
+    """
+    if not problems.under("tune"):
+        _mode(experiment, problems)
+    if not problems.under("tune", "search"):
+        _scheduler_epochs(experiment, problems)
+    if not problems.under("tune", "seeds"):
+        _seeds_per_trial(experiment, given, problems)
+    if problems.under("method", "space", "search"):
+        return
+    combinations = factors.count_blocks(experiment)
+    if combinations > _MOST_BLOCKS:
+        problems.add(
+            "search",
+            f"the grids must make at most {_MOST_BLOCKS} combinations, got {combinations}. "
+            "Use choice instead of grid, with tune.num_samples.",
+        )
+        return
+    blocks = factors.blocks(experiment)
+    _same_blocks(blocks, problems)
+    if not problems.under("tune"):
+        _samples(experiment, blocks, given, problems)
+    if not problems.under("tune", "seeds", "retrain", "keep", "method"):
+        _counts(experiment, blocks, problems)
+
+
+def _mode(experiment: Experiment, problems: Problems) -> None:
+    metric, mode = experiment.tune.metric, experiment.tune.mode
+    best = "min" if metric == "val_loss" else "max"
+    if mode != best:
+        problems.add("tune.mode", f"tune.mode must be {best} for {metric}, got {mode!r}.")
+
+
+def _scheduler_epochs(experiment: Experiment, problems: Problems) -> None:
+    scheduler = experiment.tune.scheduler
+    if scheduler is None:
+        return
+    epochs = min(candidates(experiment.search["epochs"]))
+    at = "tune.scheduler"
+    last, named = epochs, "search.epochs"
+    if isinstance(scheduler, Asha) and scheduler.max_epochs is not None:
+        if scheduler.max_epochs > epochs:
+            problems.add(
+                at,
+                f"{at}.max_epochs must be <= search.epochs ({epochs}), got {scheduler.max_epochs}.",
+            )
+            return
+        last, named = scheduler.max_epochs, f"{at}.max_epochs"
+    if scheduler.grace_epochs >= last:
+        problems.add(
+            at,
+            f"{at}.grace_epochs must be < {named} ({last}), or nothing is ever stopped, "
+            f"got {scheduler.grace_epochs}.",
+        )
+
+
+def _seeds_per_trial(experiment: Experiment, given: Mapping[str, Any], problems: Problems) -> None:
+    size, count = experiment.tune.seeds_per_trial, len(experiment.seeds)
+    at = "tune.seeds_per_trial"
+    if size != "all" and size > count:
+        problems.add(at, f"{at} must be <= {count}, the number of seeds, got {size}.")
+    asked = (given.get("tune") or {}).get("seeds_per_trial", "auto")
+    if experiment.adaptive and asked not in ("auto", "all") and size != count:
+        tune = experiment.tune
+        name = tune.scheduler.name if tune.scheduler is not None else tune.searcher.name
+        problems.add(
+            at,
+            f"{at} must be all with {name}, so that it judges configurations and not lucky seeds, "
+            f"got {size} of {count}.",
+        )
+
+
+def _same_blocks(blocks: list[factors.Block], problems: Problems) -> None:
+    seen: set[str] = set()
+    for block in blocks:
+        text = canonical(block.tree)
+        if text in seen:
+            problems.add("method", f"method: the grid gives {block.label} twice.")
+        seen.add(text)
+
+
+def _samples(
+    experiment: Experiment,
+    blocks: list[factors.Block],
+    given: Mapping[str, Any],
+    problems: Problems,
+) -> None:
+    tune = experiment.tune
+    drawn = [block for block in blocks if block.dimensions]
+    at = "tune.num_samples"
+    if not drawn:
+        if tune.searcher.name == "optuna":
+            problems.add(
+                "tune.searcher",
+                "tune.searcher optuna has nothing to search: no setting is a choice, uniform, "
+                "loguniform or randint. Use grid.",
+            )
+        elif tune.num_samples > 1:
+            problems.add(
+                at,
+                f"{at} has no effect, got {tune.num_samples}: no setting is a choice, uniform, "
+                "loguniform or randint. Leave it out; seeds repeat a configuration.",
+            )
+        return
+    first = drawn[0].dimensions[0]
+    if tune.searcher.name == "grid":
+        problems.add(
+            "tune.searcher",
+            f"tune.searcher grid cannot run {first.path}, which is a {first.kind}. "
+            "Use random or optuna, or write the values as a grid.",
+        )
+    elif "num_samples" not in (given.get("tune") or {}):
+        problems.add(
+            at, f"{at} must be given, since {first.path} is a {first.kind}: how many to draw."
+        )
+    sizes = [size for block in drawn if (size := factors.size(block)) is not None]
+    if len(sizes) == len(drawn) and max(sizes) < tune.num_samples:
+        problems.add(
+            at,
+            f"{at} must be <= {max(sizes)}, the number of different configurations of a block, "
+            f"got {tune.num_samples}.",
+        )
+
+
+def _counts(experiment: Experiment, blocks: list[factors.Block], problems: Problems) -> None:
+    configurations = factors.count(experiment, blocks)
+    searches = configurations * len(experiment.seeds)
+    scheduler = experiment.tune.scheduler
+    if scheduler is not None and configurations == 1:
+        problems.add(
+            "tune.scheduler",
+            f"tune.scheduler {scheduler.name} has no effect: there is one configuration, and it "
+            "compares configurations.",
+        )
+    elif isinstance(scheduler, Median) and scheduler.min_trials >= configurations:
+        problems.add(
+            "tune.scheduler",
+            f"tune.scheduler.min_trials must be < {configurations}, the number of configurations, "
+            f"got {scheduler.min_trials}.",
+        )
+    if experiment.retrain is not None and experiment.retrain.top_k > searches:
+        problems.add(
+            "retrain.top_k",
+            f"retrain.top_k must be <= {searches}, the number of searches, "
+            f"got {experiment.retrain.top_k}.",
+        )
+    if experiment.kept is not None and experiment.kept > searches:
+        problems.add(
+            "keep",
+            f"keep must be at most best_{searches}, the number of searches, "
+            f"got {experiment.keep!r}.",
+        )

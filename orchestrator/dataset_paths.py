@@ -1,0 +1,91 @@
+"""Paths in a dataset's settings: sought beside the experiment file, then in the current folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.problems import Problems
+from spaces.core import plugins
+
+# A text setting of a dataset with one of these names is a path.
+PATH_SETTINGS = ("file", "folder", "path", "root", "test", "train")
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where relative paths are looked for, in order.
+
+    Attributes:
+        file: Folder of the experiment file.
+        current: Folder in which the command runs.
+    """
+
+    file: Path
+    current: Path
+
+    def candidates(self, text: str) -> list[Path]:
+        """Return the places that `text` may mean; one if it is absolute."""
+        path = Path(text).expanduser()
+        if path.is_absolute():
+            return [path]
+        places = [self.file / path, self.current / path]
+        return list(dict.fromkeys(Path(_normal(place)) for place in places))
+
+
+def absolute_paths(
+    dataset: Mapping[str, Any], folders: Folders, problems: Problems
+) -> dict[str, Any]:
+    """Return a dataset's settings with absolute paths.
+
+    Args:
+        dataset: The checked settings.
+        folders: Where relative paths are looked for.
+        problems: Takes paths that are not there, with the places tried.
+    """
+    settings = dict(dataset)
+    for key in PATH_SETTINGS:
+        text = settings.get(key)
+        if not isinstance(text, str):
+            continue
+        tried = folders.candidates(text)
+        found = [place for place in tried if _exists(place)]
+        if found:
+            settings[key] = str(found[0])
+            continue
+        places = " and ".join(str(place) for place in tried)
+        problems.add(
+            f"dataset.{key}",
+            f"dataset.{key} must be an existing path, got {text!r}; tried {places}."
+            f"{_download_hint(settings['name'], key, text)}",
+        )
+    return settings
+
+
+def _download_hint(name: str, key: str, text: str) -> str:
+    """Say how to fetch a dataset whose module can, told by its source to import nothing."""
+    info = plugins.describe("datasets", name)
+    if "\ndef prepare(" not in info.path.read_text(encoding="utf-8"):
+        return ""
+    call = f"d.prepare(d.Config({key}={text!r}))"
+    return f' To download it: python -c "import {info.module} as d; {call}"'
+
+
+def _normal(path: Path) -> str:
+    """Return the absolute path without `..`, keeping symbolic links as the user wrote them."""
+    parts: list[str] = []
+    for part in path.absolute().parts:
+        if part == ".." and len(parts) > 1:
+            parts.pop()
+        elif part != "..":
+            parts.append(part)
+    return str(Path(*parts))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no permission, a name too long, a NUL character
+        return False

@@ -1,0 +1,197 @@
+"""What a study will take, from a measured micro-step; starts nothing and writes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import factors, planning, sweep
+from orchestrator.errors import StudyError
+from orchestrator.experiment import Experiment
+from orchestrator.progress import Estimate, TrialPlan
+from orchestrator.study import Study
+from orchestrator.units import Unit
+
+if TYPE_CHECKING:
+    from trainables.search import SearchTrial
+
+# Evaluating an image costs one of the about six forward passes' worth of a bilevel step (two
+# forwards and two backwards of about twice the work each).
+_EVALUATION_SHARE = 1 / 6
+_START_S = 12.0
+_ROW_BYTES_PER_EPOCH = 2_000
+_FIXED_BYTES = 5_000_000
+
+
+def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
+    """Measure a few steps of each kind of trial and add them up.
+
+    Args:
+        experiment: What would be run; data and hardware have been checked.
+        root: Folder of studies, where a study of that name may have finished rows already.
+
+    Raises:
+        StudyError: A trial does not fit the machine or cluster, or no cluster answers.
+    """
+    per_trial = experiment.tune.per_trial
+    resources = _resources(experiment)
+    concurrent = sweep.fits(resources, per_trial.cpus, per_trial.gpus)
+    concurrent = min(concurrent, experiment.tune.max_concurrent or concurrent)
+    units = _units(experiment)
+    study = _existing(experiment.name, root)
+    plans = [
+        TrialPlan(unit.label, seed, unit.config_id, study is not None and _has(study, key))
+        for unit in units
+        for seed, key in unit.rows.items()
+    ]
+    seconds, sizes = _measure(experiment, units)
+    search_s = sum(
+        seconds[unit.label] * unit.epochs
+        for unit in units
+        for key in unit.rows.values()
+        if study is None or not _has(study, key)
+    )
+    busy = max(1, min(concurrent, len(units)))
+    retrain_s, retrain = _measure_retraining(experiment, units[0])
+    kept = len(plans) if experiment.kept is None else min(experiment.kept, len(plans))
+    rows_bytes = sum(unit.epochs * len(unit.rows) for unit in units) * _ROW_BYTES_PER_EPOCH
+    largest = max(sizes.values())
+    return Estimate(
+        trials=plans,
+        cpus_per_trial=per_trial.cpus,
+        gpus_per_trial=per_trial.gpus,
+        cluster_cpus=resources.get("CPU", 0.0),
+        cluster_gpus=resources.get("GPU", 0.0),
+        concurrent=concurrent,
+        seconds_per_epoch=seconds,
+        total_s=_START_S + (search_s + retrain_s) / busy,
+        # A running trial has weights, momentum and a copy of both on disk.
+        disk_bytes=_FIXED_BYTES + kept * largest + 3 * busy * largest + 2 * rows_bytes,
+        retrain=retrain,
+        notes=_notes(experiment),
+    )
+
+
+def _units(experiment: Experiment) -> list[Unit]:
+    identity = planning.identity(experiment, plugins_digest=planning.plugins_digest())
+    if experiment.tune.searcher.name == "optuna":
+        # What Optuna will draw is not known; a random draw of each block stands for it.
+        configurations = _stand_ins(experiment)
+    else:
+        configurations = planning.known_configurations(experiment)
+    labels = factors.label(configurations)
+    return planning.search_units(experiment, configurations, identity, labels)
+
+
+def _stand_ins(experiment: Experiment) -> Sequence[factors.Configuration]:
+    tune = experiment.tune.model_copy(
+        update={"searcher": experiment.tune.searcher.model_copy(update={"name": "random"})}
+    )
+    return planning.known_configurations(experiment.model_copy(update={"tune": tune}))
+
+
+def _resources(experiment: Experiment) -> Mapping[str, float]:
+    if experiment.ray.address != "local":
+        log = Path(os.devnull)
+        with sweep.cluster(experiment.ray.address, None, log) as resources:
+            return resources
+    from orchestrator.checks import visible_gpus
+
+    cpus = experiment.ray.cpus or os.cpu_count() or 1
+    return {"CPU": float(cpus), "GPU": float(visible_gpus() or 0)}
+
+
+def _existing(name: str, root: Path | None) -> Study | None:
+    with contextlib.suppress(StudyError):
+        return Study.open(name, root)
+    return None
+
+
+def _has(study: Study, key: str) -> bool:
+    return study.ledger.has_finished(key)
+
+
+def _measure(
+    experiment: Experiment, units: Sequence[Unit]
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Return seconds of an epoch and bytes of a final state, by label; measures each kind once."""
+    seconds: dict[str, float] = {}
+    sizes: dict[str, int] = {}
+    measured: dict[str, tuple[float, int]] = {}
+    for unit in units:
+        kind = _kind(unit.settings)
+        if kind not in measured:
+            trial = _search_trial(experiment, unit)
+            step = trial.time_steps(2)
+            epoch_s = step * trial.steps_per_epoch * (1 + _EVALUATION_SHARE)
+            measured[kind] = (epoch_s, sum(_sizes(trial.final_state())))
+        seconds[unit.label], sizes[unit.label] = measured[kind]
+    return seconds, sizes
+
+
+def _kind(settings: Mapping[str, Any]) -> str:
+    """Return what the time of a step depends on: everything but learning rates and the like."""
+    search = settings["search"]
+    words = ("batch_size", "precision", "threads", "train_share", "cutout")
+    method = {key: value for key, value in settings["method"].items() if isinstance(value, str)}
+    return repr([method, settings["space"], [search[word] for word in words]])
+
+
+def _search_trial(experiment: Experiment, unit: Unit) -> SearchTrial:
+    from trainables.search import SearchTrial
+
+    settings = unit.settings
+    return SearchTrial(
+        space=settings["space"],
+        dataset=settings["dataset"],
+        method=settings["method"],
+        selection=settings["selection"],
+        search=dict(settings["search"]),
+        device="cuda" if experiment.tune.per_trial.gpus > 0 else "cpu",
+    )
+
+
+def _measure_retraining(experiment: Experiment, unit: Unit) -> tuple[float, str]:
+    """Return the seconds of all retrainings, by the network of a genotype of random alphas."""
+    from trainables.retrain import RetrainTrial
+
+    retrain = experiment.retrain
+    if retrain is None:
+        return 0.0, ""
+    trial = RetrainTrial(
+        genotype=_search_trial(experiment, unit).genotype,
+        space=unit.settings["space"],
+        dataset=unit.settings["dataset"],
+        retrain=retrain.settings,
+        device="cuda" if experiment.tune.per_trial.gpus > 0 else "cpu",
+    )
+    groups = {planning.method_group(experiment, unit.settings["method"])}
+    if retrain.per == "method":
+        units = _units(experiment)
+        groups = {planning.method_group(experiment, each.settings["method"]) for each in units}
+    count = len(groups) * retrain.top_k * len(retrain.seeds)
+    epoch_s = trial.time_steps(2) * trial.steps_per_epoch
+    text = f"at most {count} of {retrain.settings.epochs} epochs, about {epoch_s:.2g} s each"
+    return count * retrain.settings.epochs * epoch_s, text
+
+
+def _sizes(state: Any) -> Iterator[int]:
+    if hasattr(state, "element_size"):
+        yield state.element_size() * state.numel()
+    elif isinstance(state, Mapping):
+        for value in state.values():
+            yield from _sizes(value)
+
+
+def _notes(experiment: Experiment) -> list[str]:
+    notes = ["time: measured steps on this machine, side by side they are slower where cores share"]
+    if experiment.tune.scheduler is not None:
+        notes.append(f"the scheduler {experiment.tune.scheduler.name} may stop searches earlier")
+    if experiment.tune.searcher.name == "optuna":
+        notes.append("Optuna chooses while it runs: the configurations shown are random stand-ins")
+    if experiment.max_hours is not None:
+        notes.append(f"everything stops, resumable, after {experiment.max_hours:g} hours")
+    return notes

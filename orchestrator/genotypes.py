@@ -1,0 +1,53 @@
+"""A genotype that a person names: a file, an official text, or the name of a published cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spaces.core.errors import SpaceError
+
+if TYPE_CHECKING:
+    from spaces.core.genotype import Genotype
+
+_LONGEST_PATH = 4096
+
+
+def find_genotype(text: str, space: str | None = None) -> Genotype:
+    """Return the genotype that `text` stands for.
+
+    Args:
+        text: Path of a file that holds a genotype in any of its forms, such a form itself (JSON,
+            the NAS-Bench-201 string, the DARTS normal/reduce form), or a name.
+        space: Space of a form that does not say its own.
+
+    Raises:
+        SpaceError: It is none of these; the message says what was tried.
+    """
+    # Imported here: `nas --help` needs no space.
+    from spaces.core import named
+    from spaces.core.text import parse
+
+    path = Path(text)
+    if len(text) < _LONGEST_PATH and _is_file(path):
+        try:
+            return parse(path.read_text(encoding="utf-8"), space)
+        except UnicodeDecodeError as error:
+            raise SpaceError(f"{path} is no text file: {error}") from error
+        except SpaceError as error:
+            raise SpaceError(f"{path}: {error}") from error
+    if text in named.names():
+        return named.named(text)
+    if any(sign in text for sign in "|{[("):
+        return parse(text, space)
+    raise SpaceError(
+        f"{text!r} is no file, no official genotype text and no name; "
+        f"the names are {', '.join(named.names())}."
+    )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a genotype's text can be too long, or odd, for a path
+        return False

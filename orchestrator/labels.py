@@ -1,0 +1,89 @@
+"""Short labels that name things by what differs between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.sweep_words import canonical, plain
+from spaces.core import plugins
+from trainables.settings import SearchSettings
+
+
+def whole_labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Label configurations: "darts", "darts alpha_gradient=unrolled", "sdarts_rs weight_lr=0.1".
+
+    Args:
+        settings: Each with any of method, space, dataset, selection and search.
+
+    Returns:
+        One label each. Its method always; of the rest, what is not the same in all.
+    """
+    columns = [plugin_labels("methods", [item["method"] for item in settings])]
+    for part, kind in (("space", "spaces"), ("dataset", "datasets"), ("selection", "selections")):
+        parts = [item[part] for item in settings]
+        if len({plug_in.get("name") for plug_in in parts}) > 1:
+            columns.append(
+                [f"{part}={text}" if text else "" for text in plugin_labels(kind, parts)]
+            )
+        else:
+            columns.append(_differences(parts, _defaults(kind, parts)))
+    defaults = {field.name: plain(field.default) for field in dataclasses.fields(SearchSettings)}
+    columns.append(_differences([item["search"] for item in settings], defaults))
+    return [" ".join(text for text in row if text) for row in zip(*columns, strict=True)]
+
+
+def plugin_labels(kind: str, parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Label settings of plug-ins: the name, and what differs from others of the same name.
+
+    A word that is the default goes without saying; a number is always said.
+
+    Args:
+        kind: One of `plugins.PACKAGES`.
+        parts: Settings, each {"name": ..., ...}; {} where the plug-in is drawn.
+    """
+    labels = [str(part.get("name", "")) for part in parts]
+    for name in {label for label in labels if label}:
+        rows = [index for index, label in enumerate(labels) if label == name]
+        texts = _differences(same := [parts[index] for index in rows], _defaults(kind, same))
+        for index, text in zip(rows, texts, strict=True):
+            labels[index] = f"{name} {text}".rstrip()
+    return labels
+
+
+def _defaults(kind: str, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the defaults of the plug-in that all parts are of; {} where it is drawn."""
+    name = parts[0].get("name")
+    if name is None:
+        return {}
+    fields = dataclasses.fields(plugins.describe(kind, name).config)
+    return {field.name: plain(field.default) for field in fields}
+
+
+def _differences(parts: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[str]:
+    """Return "key=value ..." of the keys in which the parts differ."""
+    keys = list(dict.fromkeys(key for part in parts for key in part if key != "name"))
+    words: list[list[str]] = [[] for _ in parts]
+    for key in keys:
+        texts = _texts([part.get(key) for part in parts])
+        if len(set(texts)) == 1:
+            continue
+        for index, part in enumerate(parts):
+            if key in part and (_is_number(part[key]) or part[key] != defaults.get(key, parts)):
+                words[index].append(f"{key}={texts[index]}")
+    return [" ".join(row) for row in words]
+
+
+def _texts(values: Sequence[Any]) -> list[str]:
+    """Return values as text, numbers with as few digits as keep different ones different."""
+    different = len({canonical(value) for value in values})
+    for digits in (4, 8, 17):
+        texts = [f"{value:.{digits}g}" if _is_number(value) else str(value) for value in values]
+        if len(set(texts)) == different:
+            break
+    return texts
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,205 @@
+"""What the driver does when a trial starts, reports or ends: rows, outbox, progress."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from orchestrator.ledger import Row, Status, read_row, replace_file
+from orchestrator.outbox import Outbox, epoch_record, row_record, start_record
+from orchestrator.progress import Progress, Reporter, Stage
+from orchestrator.study import Study
+from orchestrator.units import Unit
+
+_LEFT: frozenset[Status] = frozenset({"failed", "oom", "stopped"})
+
+
+class Monitor:
+    """Follows one stage of a study.
+
+    Args:
+        study: The study, held by this process.
+        outbox: Takes the events for MLflow.
+        reporter: Shows the progress.
+        stage: "search" or "retrain".
+        units: What the stage consists of, as far as it is known.
+        total: Rows that it will have.
+        started: Unix time in seconds at which the command started.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        outbox: Outbox,
+        reporter: Reporter,
+        stage: Stage,
+        units: Sequence[Unit],
+        total: int,
+        started: float,
+    ) -> None:
+        self.study, self.outbox, self.reporter, self.stage = study, outbox, reporter, stage
+        self.total, self.started = total, started
+        self.stage_started = time.time()
+        self.statuses: dict[str, Status] = {}
+        self.epochs: dict[str, int] = {}
+        self.ran = 0
+        self.announced: set[str] = set()
+        self.best: float | None = None
+        self.best_label = ""
+        self.epochs_per_row = 1
+        self.keys: set[str] = set()
+        for unit in units:
+            self.add(unit)
+
+    def add(self, unit: Unit) -> None:
+        """Take note of a unit, and of what the ledger has of it already."""
+        self.epochs_per_row = max(self.epochs_per_row, unit.epochs)
+        for key in unit.rows.values():
+            if key in self.keys:
+                continue
+            self.keys.add(key)
+            row = self.study.ledger.read(key)
+            if row is not None:
+                self._note(row)
+
+    def ended(self, key: str) -> bool:
+        """Return whether a row needs no more running: failed and stopped ones run again."""
+        status = self.statuses.get(key)
+        return status is not None and status not in {"failed", "oom"}
+
+    def on_result(self, config: dict[str, Any], result: dict[str, Any]) -> None:
+        """One more epoch of a block; entries that the study knew before are not sent again."""
+        now = time.time()
+        for seed, key in config["unit"]["rows"].items():
+            entry = result.get("seeds", {}).get(seed)
+            if entry is None:
+                continue
+            self._announce(key, now)
+            if int(entry["epoch"]) > self.epochs.get(key, 0):
+                self.epochs[key] = int(entry["epoch"])
+                self.ran += 1
+                t = float(entry.get("ended", now))
+                self.outbox.append(epoch_record(key, self.stage, entry, t))
+            self._look_for_row(key, now)
+
+    def on_end(self, config: dict[str, Any], result: dict[str, Any], error: str | None) -> None:
+        """Tune has done with a block: what has no row yet was stopped early or has failed."""
+        now = time.time()
+        epoch = int(result.get("training_iteration", 0))
+        for key in config["unit"]["rows"].values():
+            row = self.study.ledger.read(key)
+            if row is None or row.status in _LEFT:
+                row = self._end_early(key, row, config, epoch, error)
+            if row is not None:
+                self._announce(key, now)
+                self._note(row)
+                self.outbox.append(row_record(key, now))
+
+    def _end_early(
+        self, key: str, row: Row | None, config: dict[str, Any], epoch: int, error: str | None
+    ) -> Row | None:
+        """Write the row of a search that a scheduler stopped, or that failed for good."""
+        try:
+            partial = read_row(self.study.checkpoints / key / "row.json") or row
+        except ValueError:
+            partial = row
+        if partial is None:
+            partial = _empty_row(key, self.stage, config)
+        ran_out = row is not None and row.status == "oom"
+        if ran_out and row is not None and (row.ended or 0.0) >= self.stage_started:
+            return row
+        if error is None:
+            scheduler = self.study.experiment.tune.scheduler
+            reason = f"scheduler {scheduler.name}" if scheduler else "stopped by Tune"
+            stop = {"epoch": epoch, "reason": reason}
+            ended = replace(partial, status="stopped", stop=stop, error=None, ended=time.time())
+        else:
+            ended = replace(partial, status="failed", error=error, stop=None, ended=time.time())
+        self.study.ledger.write(ended)
+        return ended
+
+    def _announce(self, key: str, now: float) -> None:
+        if key in self.announced:
+            return
+        self.announced.add(key)
+        row = self.study.ledger.read(key)
+        if row is None:
+            try:
+                row = read_row(self.study.checkpoints / key / "row.json")
+            except ValueError:
+                row = None
+        if row is not None:
+            self.outbox.append(start_record(row, row.started or now))
+
+    def _look_for_row(self, key: str, now: float) -> None:
+        if key in self.statuses and self.statuses[key] not in _LEFT:
+            return
+        row = self.study.ledger.read(key)
+        if row is not None and row.status not in _LEFT:
+            self._note(row)
+            self.outbox.append(row_record(key, now))
+
+    def _note(self, row: Row) -> None:
+        self.statuses[row.key] = row.status
+        self.epochs[row.key] = max(self.epochs.get(row.key, 0), row.epochs_done)
+        metric = self.study.experiment.tune.metric if self.stage == "search" else "test_accuracy"
+        sign = -1.0 if self.stage == "search" and self.study.experiment.tune.mode == "min" else 1.0
+        value = row.value(metric)
+        if value is None or row.status not in ("finished", "stopped"):
+            return
+        if self.best is None or sign * value > sign * self.best:
+            self.best, self.best_label = value, row.label
+
+    def on_tick(self, running: int) -> None:
+        """Show and store where the stage stands."""
+        counts = list(self.statuses.values())
+        progress = Progress(
+            stage=self.stage,
+            total=self.total,
+            done=len(counts),
+            running=running,
+            failed=sum(status in ("failed", "oom", "diverged") for status in counts),
+            stopped=counts.count("stopped"),
+            best=self.best,
+            best_label=self.best_label,
+            elapsed_s=time.time() - self.started,
+            left_s=self._left(),
+        )
+        self.reporter.update(progress)
+        text = json.dumps({**asdict(progress), "time": time.time()})
+        replace_file(self.study.progress, text.encode())
+
+    def _left(self) -> float | None:
+        """Estimate the seconds left from the epochs that this run has done so far."""
+        if not self.ran:
+            return None
+        done = sum(self.epochs.get(key, 0) for key in self.keys if key not in self.statuses)
+        open_rows = max(0, self.total - len(self.statuses))
+        left = max(0, open_rows * self.epochs_per_row - done)
+        return (time.time() - self.stage_started) / self.ran * left
+
+
+def _empty_row(key: str, stage: Stage, config: dict[str, Any]) -> Row:
+    """Return the row of a search that failed before its first partial row."""
+    unit = config["unit"]
+    seed = next(int(seed) for seed, row in unit["rows"].items() if row == key)
+    names: dict[str, Any] = {}
+    for kind in ("method", "space", "dataset"):
+        settings = config.get(kind) or unit["params"].get(kind) or unit["label"]
+        names[kind] = str(settings["name"] if isinstance(settings, dict) else settings)
+    return Row(
+        key=key,
+        stage=stage,
+        status="failed",
+        config_id=unit["config_id"],
+        block=int(unit["block"]),
+        seed=seed,
+        params=dict(unit["params"]),
+        label=unit["label"],
+        epochs_total=int(unit["epochs"]),
+        started=time.time(),
+        **names,
+    )

@@ -1,0 +1,255 @@
+"""The outbox: events that the driver appends and that a drain sends to MLflow later.
+
+The driver only ever appends a line to a local file, so MLflow being down, slow or restarted cannot
+stop or slow a sweep. A drain (`orchestrator.tracking`) reads what lies after a committed offset.
+This module imports neither ray nor mlflow.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from orchestrator.ledger import Row, Stage, replace_file
+
+Record = dict[str, Any]
+
+# Few scalars per epoch, or the MLflow UI grows slow: the whole curve is an artifact of its run.
+EPOCH_METRICS: dict[Stage, tuple[str, ...]] = {
+    "search": (
+        "val_accuracy",
+        "val_loss",
+        "train_accuracy",
+        "train_loss",
+        "skip_share",
+        "alpha_entropy",
+    ),
+    "retrain": (
+        "test_accuracy",
+        "test_loss",
+        "val_accuracy",
+        "train_accuracy",
+        "train_loss",
+    ),
+}
+
+
+def epoch_metrics(stage: Stage, entry: Mapping[str, Any]) -> dict[str, float]:
+    """Return what of a curve's entry MLflow gets, under MLflow's names; finite numbers only."""
+    return {
+        f"{stage}/{name}": float(entry[name])
+        for name in EPOCH_METRICS[stage]
+        if isinstance(entry.get(name), int | float) and math.isfinite(entry[name])
+    }
+
+
+def study_record(t: float) -> Record:
+    """A driver begins or resumes the study at unix time `t` in seconds."""
+    return {"k": "study", "t": t}
+
+
+def start_record(row: Row, t: float) -> Record:
+    """`row`, of which the head is enough, begins or goes on at unix time `t` in seconds."""
+    head = row.to_json()
+    for name in ("curve", "genotypes", "genotype", "environment", "error"):
+        del head[name]
+    return {"k": "start", "key": row.key, "t": t, "row": head}
+
+
+def epoch_record(key: str, stage: Stage, entry: Mapping[str, Any], t: float) -> Record:
+    """An epoch of row `key` ended at unix time `t` in seconds with this entry of its curve."""
+    return {
+        "k": "epoch",
+        "key": key,
+        "step": int(entry["epoch"]),
+        "m": epoch_metrics(stage, entry),
+        "t": t,
+    }
+
+
+def row_record(key: str, t: float) -> Record:
+    """Row `key` is in the ledger at unix time `t` in seconds."""
+    return {"k": "row", "key": key, "t": t}
+
+
+def study_end_record(status: str, t: float) -> Record:
+    """The driver leaves the study: "finished", "failed" or "interrupted"."""
+    return {"k": "study_end", "status": status, "t": t}
+
+
+class Outbox:
+    """Appends records to the outbox of a study. One writer at a time: the driver.
+
+    Args:
+        path: The file; it is made if missing. A line that a crash left torn is closed, so that it
+            harms no record but itself.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(self._descriptor).st_size
+        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+            os.write(self._descriptor, b"\n")
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Append one record; it outlives this process from here on.
+
+        Raises:
+            ValueError: The record holds a number that is not finite.
+            OSError: The disk is full or gone.
+        """
+        line = json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        written = os.write(self._descriptor, line)
+        if written < len(line):
+            # A nearly full disk: end the torn line if that is possible, and let the driver know.
+            os.write(self._descriptor, b"\n")
+            raise OSError(28, "the outbox could not take a whole record", str(self.path))
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Outbox:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Offset:
+    """How far one store has the outbox. The file that keeps it is the drain's commit point.
+
+    Attributes:
+        uri: The store.
+        parent: Run id of the study in it; a store without that run is another store.
+        position: Bytes of the outbox that are in the store.
+        writer: The drain that committed it.
+    """
+
+    uri: str
+    parent: str
+    position: int
+    writer: str
+
+
+def offset_file(outbox: Path) -> Path:
+    """Return the file with the offsets of an outbox, one per store."""
+    return outbox.with_name(outbox.name + ".offset")
+
+
+def read_offsets(outbox: Path) -> dict[str, Offset]:
+    """Return the offsets by store; none where the file is missing or damaged.
+
+    Sending is idempotent, so that to begin again from the start is safe.
+    """
+    try:
+        form = json.loads(offset_file(outbox).read_bytes())
+        return {uri: Offset(uri=uri, **fields) for uri, fields in form.items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def write_offset(outbox: Path, offset: Offset) -> None:
+    """Commit `offset` for its store; other stores keep theirs."""
+    offsets = {**read_offsets(outbox), offset.uri: offset}
+    form = {
+        uri: {"parent": o.parent, "position": o.position, "writer": o.writer}
+        for uri, o in offsets.items()
+    }
+    # A lost offset costs time and nothing else: the outbox is sent again from its start.
+    replace_file(offset_file(outbox), json.dumps(form, indent=1).encode(), durable=False)
+
+
+def read_records(outbox: Path, position: int, limit: int) -> tuple[list[Record], int]:
+    """Read whole lines after `position`.
+
+    Lines that are not records go to `events.bad` beside the outbox.
+
+    Args:
+        outbox: The file.
+        position: Bytes to leave out.
+        limit: Bytes to read at most; the last line is read to its end.
+
+    Returns:
+        The records, and the position after the last whole line.
+    """
+    try:
+        with outbox.open("rb") as file:
+            file.seek(position)
+            data = file.read(limit)
+            if len(data) == limit and not data.endswith(b"\n"):
+                data += file.readline()
+    except FileNotFoundError:
+        return [], position
+    data = data[: data.rfind(b"\n") + 1]
+    records, bad = [], []
+    for line in data.splitlines(keepends=True):
+        record = _parse(line)
+        if record is not None:
+            records.append(record)
+        elif line.strip():
+            bad.append(line)
+    if bad:
+        with outbox.with_suffix(".bad").open("ab") as file:
+            file.writelines(bad)
+    return records, position + len(data)
+
+
+def end_of_records(outbox: Path) -> int:
+    """Return the position after the last whole line of the outbox."""
+    try:
+        with outbox.open("rb") as file:
+            position = file.seek(0, os.SEEK_END)
+            while position > 0:
+                start = max(0, position - 65536)
+                file.seek(start)
+                newline = file.read(position - start).rfind(b"\n")
+                if newline >= 0:
+                    return start + newline + 1
+                position = start
+    except FileNotFoundError:
+        return 0
+    return 0
+
+
+def last_study_status(outbox: Path) -> str | None:
+    """Return the status of the last driver: "interrupted" if it never left; None if unknown."""
+    status = None
+    try:
+        with outbox.open("rb") as file:
+            # Study records are few, and parsing every epoch of a long study takes a while.
+            for line in file:
+                record = _parse(line) if line.startswith(b'{"k":"study') else None
+                if record is not None:
+                    status = str(record.get("status", "interrupted"))
+    except FileNotFoundError:
+        return None
+    return status
+
+
+def _parse(line: bytes) -> Record | None:
+    needed = {"study": (), "start": ("key", "row"), "epoch": ("key", "step", "m"), "row": ("key",)}
+    needed["study_end"] = ("status",)
+    try:
+        record = json.loads(line)
+        names = needed[record["k"]]
+    except (ValueError, TypeError, KeyError):
+        return None
+    complete = isinstance(record.get("t"), int | float) and all(name in record for name in names)
+    return record if complete else None

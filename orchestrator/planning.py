@@ -1,0 +1,292 @@
+"""Which units a study has: configurations times seeds, then the retrainings that follow."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import factors
+from orchestrator.experiment import Experiment, has_sweep, sweep_word
+from orchestrator.labels import plugin_labels
+from orchestrator.ledger import Row, row_key
+from orchestrator.sweep_words import candidates
+from orchestrator.units import Unit
+from spaces.core import plugins
+
+if TYPE_CHECKING:
+    from orchestrator.factors import Configuration
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What enters the keys of a study's rows beside its settings.
+
+    Attributes:
+        dataset: Name and content digest of the dataset.
+        plugins: Content digest of the user's plug-in folders, or None.
+        git: Commit of the code: recorded in rows, never part of a key.
+        per_trial: {"cpu": ..., "gpu": ...}: for the cost of a row.
+    """
+
+    dataset: Mapping[str, str]
+    plugins: str | None
+    git: str | None
+    per_trial: Mapping[str, float]
+
+
+def identity(experiment: Experiment, *, plugins_digest: str | None) -> Identity:
+    """Return what enters the keys of an experiment's rows; it reads the dataset's files.
+
+    Raises:
+        DataError: The data is missing or damaged.
+    """
+    per_trial = experiment.tune.per_trial
+    dataset = experiment.dataset
+    return Identity(
+        dataset={"name": dataset["name"], "digest": dataset_digest(dataset)},
+        plugins=plugins_digest,
+        git=git_commit(),
+        per_trial={"cpu": per_trial.cpus, "gpu": per_trial.gpus},
+    )
+
+
+def plugins_digest() -> str | None:
+    """Return the content digest of the plug-in folders that NAS_PLUGINS names, or None."""
+    return plugins.folders_digest(plugins.plugin_folders())
+
+
+def git_commit() -> str | None:
+    """Return the commit of the code, or None where it is not in a git checkout."""
+    folder = str(Path(__file__).resolve().parent)
+    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def dataset_digest(settings: Mapping[str, Any]) -> str:
+    """Return the content digest of a dataset; it reads the files.
+
+    Raises:
+        DataError: The data is missing or damaged.
+    """
+    name, config = plugins.make_config("datasets", settings)
+    return str(plugins.load("datasets", name).digest(config))
+
+
+def known_configurations(experiment: Experiment) -> list[Configuration]:
+    """Return the configurations of the searchers `grid` and `random`, in the order they run in.
+
+    Blocks alternate, so that every method has results early.
+    """
+    columns: dict[int, list[Configuration]] = {}
+    for configuration in factors.configurations(experiment):
+        columns.setdefault(configuration.block, []).append(configuration)
+    turns = itertools.zip_longest(*columns.values())
+    return [configuration for turn in turns for configuration in turn if configuration is not None]
+
+
+def longest_epochs(experiment: Experiment) -> int:
+    """Return the epochs of the longest search that the experiment can ask for."""
+    return int(max(candidates(experiment.search["epochs"])))
+
+
+def search_units(
+    experiment: Experiment,
+    configurations: Sequence[Configuration],
+    identity: Identity,
+    labels: Mapping[str, str],
+) -> list[Unit]:
+    """Return one unit for each configuration and block of seeds.
+
+    A configuration's blocks of seeds stay together: the first results compare whole configurations.
+    """
+    units = []
+    for configuration in configurations:
+        for seeds in experiment.seed_blocks:
+            keys = {seed: search_key(configuration, identity, seed) for seed in seeds}
+            units.append(
+                Unit(
+                    stage="search",
+                    settings=configuration.settings,
+                    rows=keys,
+                    config_id=configuration.config_id,
+                    block=configuration.block,
+                    params=configuration.params,
+                    label=labels[configuration.config_id],
+                    epochs=int(configuration.settings["search"]["epochs"]),
+                    extra=_extra(identity),
+                )
+            )
+    return units
+
+
+def search_key(configuration: Configuration, identity: Identity, seed: int) -> str:
+    """Return the ledger key of a search."""
+    settings = configuration.settings
+    method = settings["method"]["name"]
+    return row_key(
+        "search",
+        {
+            **{kind: settings[kind] for kind in ("method", "space", "search", "selection")},
+            "results_version": plugins.describe("methods", method).results_version,
+            "dataset": dict(identity.dataset),
+            "plugins": identity.plugins,
+            "seed": seed,
+        },
+    )
+
+
+def retrain_units(
+    experiment: Experiment,
+    rows: Sequence[Row],
+    identity: Identity,
+) -> list[Unit]:
+    """Return the retrainings of the best distinct genotypes, each genotype once.
+
+    Args:
+        experiment: Its `retrain` says how many, per what, and with which seeds.
+        rows: Search rows of the study; those that ran all their epochs can be chosen.
+        identity: What else enters the keys.
+    """
+    if experiment.retrain is None:
+        return []
+    chosen: dict[str, tuple[Row, list[str]]] = {}
+    for name, members in _grouped(experiment, rows).items():
+        hashes: list[str] = []
+        for row in _best_first(members):
+            if row.genotype_hash is None or row.genotype_hash in hashes:
+                continue
+            hashes.append(row.genotype_hash)
+            first = chosen.setdefault(row.genotype_hash, (row, []))
+            first[1].append(name)
+            if len(hashes) == experiment.retrain.top_k:
+                break
+    units = []
+    for row, names in chosen.values():
+        if row.genotype is not None and row.genotype_hash is not None:
+            units += genotype_units(
+                experiment,
+                row.genotype,
+                row.genotype_hash,
+                space=row.settings["space"],
+                label=" + ".join(dict.fromkeys(names)),
+                params={"method": row.method},
+                identity=identity,
+            )
+    return units
+
+
+def genotype_units(
+    experiment: Experiment,
+    genotype: Mapping[str, Any],
+    genotype_hash: str,
+    *,
+    space: Mapping[str, Any],
+    label: str,
+    params: Mapping[str, Any],
+    identity: Identity,
+) -> list[Unit]:
+    """Return the retrainings of one genotype, one per seed of `retrain.seeds`."""
+    if experiment.retrain is None:
+        return []
+    settings = dataclasses.asdict(experiment.retrain.settings)
+    trained = {"genotype": dict(genotype), "space": dict(space), "dataset": experiment.dataset}
+    units = []
+    for seed in experiment.retrain.seeds:
+        key = row_key(
+            "retrain",
+            {
+                "genotype": genotype_hash,
+                "space": dict(space)["name"],
+                "retrain": settings,
+                "dataset": dict(identity.dataset),
+                "plugins": identity.plugins,
+                "seed": seed,
+            },
+        )
+        units.append(
+            Unit(
+                stage="retrain",
+                settings={**trained, "retrain": settings},
+                rows={seed: key},
+                config_id=genotype_hash[:10],
+                block=0,
+                params=dict(params),
+                label=label,
+                epochs=int(settings["epochs"]),
+                extra={**_extra(identity), "genotype_hash": genotype_hash},
+            )
+        )
+    return units
+
+
+def snapshot_plugins(folder: Path) -> tuple[str | None, str]:
+    """Copy the user's plug-in folders into a study, so that workers and a resume find them.
+
+    Args:
+        folder: The study's `plugins/`.
+
+    Returns:
+        Their content digest, or None; and what NAS_PLUGINS must be for the study.
+    """
+    folders = plugins.plugin_folders()
+    digest = plugins.folders_digest(folders)
+    if digest is None:
+        return None, ""
+    copies = []
+    for index, source in enumerate(folders):
+        copy = folder / digest / str(index)
+        if not copy.is_dir():
+            partial = copy.with_suffix(f".{os.getpid()}")
+            shutil.copytree(source, partial, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+            partial.replace(copy)
+        copies.append(str(copy))
+    return digest, os.pathsep.join(copies)
+
+
+def _grouped(experiment: Experiment, rows: Sequence[Row]) -> dict[str, list[Row]]:
+    grouped: dict[str, list[Row]] = {}
+    per_study = experiment.retrain is not None and experiment.retrain.per == "study"
+    for row in rows:
+        if row.stage == "search" and row.status == "finished" and row.genotype is not None:
+            name = "study" if per_study else method_group(experiment, row.settings["method"])
+            grouped.setdefault(name, []).append(row)
+    return grouped
+
+
+def _best_first(rows: Sequence[Row]) -> list[Row]:
+    """Sort by validation accuracy of the last epoch; ties by label and seed, never by chance."""
+    return sorted(
+        rows, key=lambda row: (-(row.value("val_accuracy") or 0.0), row.config_id, row.seed)
+    )
+
+
+def _extra(identity: Identity) -> dict[str, Any]:
+    return {"git": identity.git, "per_trial": dict(identity.per_trial)}
+
+
+def method_group(experiment: Experiment, method: Mapping[str, Any]) -> str:
+    """Return the label of the alternative of `method:` that a configuration's method came from.
+
+    Configurations that differ in swept values alone belong to the same alternative.
+    """
+    word = sweep_word(experiment.method)
+    alternatives = experiment.method[word] if word else [experiment.method]
+    fixed = [
+        {key: value for key, value in alternative.items() if not has_sweep(value)}
+        for alternative in alternatives
+    ]
+    labels = plugin_labels("methods", fixed)
+    for label, alternative in zip(labels, fixed, strict=True):
+        if all(method.get(key) == value for key, value in alternative.items()):
+            return label
+    return str(method["name"])

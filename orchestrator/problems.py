@@ -1,0 +1,26 @@
+"""Everything that is wrong with an experiment file, collected before anything is raised."""
+
+from __future__ import annotations
+
+_LONGEST = 400  # characters of a line
+
+
+class Problems:
+    """Collects what is wrong, so that one look at the message is enough to mend a file."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, str]] = []
+
+    def add(self, key: str, message: str) -> None:
+        """Note a problem with `key`; `message` is a whole sentence that names the key."""
+        line = " ".join(message.split())
+        line = line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
+        if (key, line) not in self.found:
+            self.found.append((key, line))
+
+    def under(self, *sections: str) -> bool:
+        """Return whether something is wrong in one of these top-level keys."""
+        return any(key.split(".")[0].split("[")[0] in sections for key, _ in self.found)
+
+    def __bool__(self) -> bool:
+        return bool(self.found)

@@ -1,0 +1,262 @@
+"""The report of a study: report.md, report.html (one file) and table.json in its report folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import plots
+from orchestrator.document import (
+    Block,
+    Code,
+    Grid,
+    Heading,
+    Paragraph,
+    Picture,
+    to_html,
+    to_markdown,
+)
+from orchestrator.ledger import replace_file
+from orchestrator.results import (
+    COLUMNS,
+    NUMERIC,
+    Result,
+    by_label,
+    caption,
+    document,
+    row_label,
+    tabulate,
+)
+from orchestrator.statistics import show_time
+
+if TYPE_CHECKING:
+    from orchestrator.ledger import Row
+    from orchestrator.study import Study
+
+MOST_DRAWINGS = 12
+_STATUS_WORDS = {
+    "finished": "finished",
+    "stopped": "stopped early",
+    "diverged": "diverged",
+    "oom": "out of memory",
+    "failed": "failed",
+    "running": "running",
+    "interrupted": "begun and not ended",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a report was written, and its table."""
+
+    markdown: Path
+    html: Path
+    table: Path
+    results: list[Result]
+
+
+def write_report(study: Study) -> Report:
+    """Write the report of what a study's folder holds now, finished or not."""
+    rows = study.rows()
+    retrain = study.experiment.retrain
+    results = tabulate(rows, dataclasses.asdict(retrain.settings) if retrain else None)
+    folder = study.report
+    blocks: list[Block] = [
+        Heading(f"Study {study.name}", 1),
+        *_state(study),
+        Heading("Results"),
+        Grid(COLUMNS, [result.cells() for result in results], NUMERIC),
+        Paragraph(" ".join(caption(results))),
+        *_curve_blocks(rows, results, folder),
+        *_genotype_blocks(results, folder),
+        *_retrain_blocks(rows),
+        *_unfinished_blocks(rows),
+        Heading("Settings"),
+        Code(study.experiment_file.read_text(encoding="utf-8"), "Resolved experiment"),
+        *_environment_blocks(rows),
+        *_reproduce_blocks(study),
+    ]
+    report = Report(folder / "report.md", folder / "report.html", folder / "table.json", results)
+    table = {"study": study.name, **document(results)}
+    replace_file(report.table, json.dumps(table, indent=2, allow_nan=False).encode())
+    replace_file(report.html, to_html(blocks, f"Study {study.name}").encode())
+    replace_file(report.markdown, to_markdown(blocks, folder).encode())
+    return report
+
+
+def _state(study: Study) -> list[Block]:
+    lines = []
+    for stage, counts in study.summary().counts.items():
+        parts = [f"{n} {_STATUS_WORDS.get(status, status)}" for status, n in sorted(counts.items())]
+        if parts:
+            lines.append(
+                f"{'Searches' if stage == 'search' else 'Retrainings'}: {', '.join(parts)}."
+            )
+    experiment = study.experiment.resolved()
+    facts = f"Space {_name(experiment['space'])}, dataset {_name(experiment['dataset'])}."
+    return [Paragraph(" ".join([facts, *lines]) if lines else f"{facts} No row has ended yet.")]
+
+
+def _name(settings: Any) -> str:
+    return str(settings["name"]) if isinstance(settings, dict) else str(settings)
+
+
+def _curve(row: Row) -> list[float]:
+    return [entry["val_accuracy"] for entry in row.curve if entry.get("val_accuracy") is not None]
+
+
+def _curve_blocks(rows: Sequence[Row], results: Sequence[Result], folder: Path) -> list[Block]:
+    groups = by_label([row for row in rows if row.stage == "search" and _curve(row)])
+    shown = [result.label for result in results if result.accuracy.n][: plots.MOST_LABELS]
+    series = {
+        label: [_curve(row) for row in groups[label] if row.status == "finished"] for label in shown
+    }
+    others = [_curve(row) for group in groups.values() for row in group if row.status != "finished"]
+    if not series and not others:
+        return []
+    path = folder / "val_accuracy.png"
+    plots.curves(series, path, ylabel="val accuracy of the supernet, %", stopped=others)
+    text = "Validation accuracy: mean over seeds, 95 % interval shaded, each seed as a thin line"
+    if others:
+        text += "; grey: rows that did not finish"
+    if len([result for result in results if result.accuracy.n]) > len(shown):
+        text += f"; the first {len(shown)} lines of the table"
+    return [Heading("Curves"), Picture(path, text + ".")]
+
+
+def _genotype_blocks(results: Sequence[Result], folder: Path) -> list[Block]:
+    found: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for result in results:
+        if result.genotype is not None and result.genotype_hash is not None:
+            found.setdefault(result.genotype_hash, (result.genotype, []))[1].append(result.label)
+    if not found:
+        return []
+    # Imported here: the table alone needs no space.
+    from spaces.core.drawing import draw_genotype
+    from spaces.core.genotype import Genotype
+
+    blocks: list[Block] = []
+    for genotype_hash, (form, labels) in list(found.items())[:MOST_DRAWINGS]:
+        path = folder / f"genotype-{genotype_hash}.png"
+        draw_genotype(Genotype.from_json(form), path)
+        blocks.append(Picture(path, f"{genotype_hash}: {', '.join(labels)}"))
+    if len(found) > MOST_DRAWINGS:
+        more = len(found) - MOST_DRAWINGS
+        blocks.append(Paragraph(f"{more} more genotypes are in table.json; `nas show` draws them."))
+    return [Heading("Best genotypes"), *blocks]
+
+
+def _retrain_blocks(rows: Sequence[Row]) -> list[Block]:
+    retrains = [row for row in rows if row.stage == "retrain"]
+    if not retrains:
+        return []
+    found_by: dict[str | None, list[str]] = {}
+    for row in rows:
+        if row.stage == "search" and row.status == "finished":
+            found_by.setdefault(row.genotype_hash, []).append(f"{row_label(row)} seed {row.seed}")
+    lines = []
+    for row in retrains:
+        test, params, macs = (row.value(name) for name in ("test_accuracy", "params", "macs"))
+        lines.append(
+            (
+                row.genotype_hash or "–",
+                ", ".join(found_by.get(row.genotype_hash, [])) or "–",
+                str(row.seed),
+                "–" if test is None else f"{100 * test:.2f}",
+                "–" if params is None else f"{params / 1e6:.3f} M",
+                "–" if macs is None else f"{macs / 1e6:.2f} M",
+                show_time(row.cost.get("time_s")),
+            )
+        )
+    columns = ("genotype", "found by", "seed", "test accuracy %", "params", "macs", "time")
+    return [Heading("Retraining"), Grid(columns, lines, columns[2:])]
+
+
+def _unfinished_blocks(rows: Sequence[Row]) -> list[Block]:
+    unfinished = [row for row in rows if row.status != "finished"]
+    moved = [row for row in rows if row.resumed_elsewhere]
+    blocks: list[Block] = [Heading("Rows that did not finish")]
+    if unfinished:
+        lines = [
+            (
+                row.stage,
+                row_label(row),
+                str(row.seed),
+                _STATUS_WORDS.get(row.status, row.status),
+                f"{row.epochs_done} of {row.epochs_total}",
+                _reason(row),
+            )
+            for row in unfinished
+        ]
+        blocks.append(Grid(("stage", "method", "seed", "status", "epochs", "reason"), lines))
+        blocks += [
+            Code(row.error, f"Traceback of {row_label(row)}, seed {row.seed} ({row.key})")
+            for row in unfinished
+            if row.error
+        ]
+    else:
+        blocks.append(Paragraph("None: every row in the ledger ran all its epochs."))
+    if moved:
+        names = ", ".join(f"{row_label(row)} seed {row.seed}" for row in moved)
+        blocks.append(
+            Paragraph(
+                "Resumed on another machine type, thread count, precision or engine, so not bit "
+                f"for bit what one machine gives: {names}."
+            )
+        )
+    return blocks
+
+
+def _reason(row: Row) -> str:
+    if row.stop is not None:
+        return f"{row.stop.get('reason', '')} at epoch {row.stop.get('epoch', row.epochs_done)}"
+    if row.error:
+        return row.error.strip().splitlines()[-1]
+    return "the loss was no longer finite" if row.status == "diverged" else "–"
+
+
+def _environment_blocks(rows: Sequence[Row]) -> list[Block]:
+    """Return what the rows ran on; facts that differ between rows are all given, with counts."""
+    facts: dict[str, Counter[str]] = {}
+    for row in rows:
+        for key, value in _flat(row.environment):
+            facts.setdefault(key, Counter())[value] += 1
+    lines = []
+    for key, values in facts.items():
+        several = len(values) > 1
+        shown = (f"{value} ({n} rows)" if several else value for value, n in values.most_common())
+        lines.append((key, "; ".join(shown)))
+    if not lines:
+        return []
+    return [Heading("Environment"), Grid(("what", "value"), lines)]
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    pairs: list[tuple[str, str]] = []
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            pairs += _flat(value, f"{prefix}{key}.")
+        else:
+            pairs.append((f"{prefix}{key}", str(value)))
+    return pairs
+
+
+def _reproduce_blocks(study: Study) -> list[Block]:
+    again = shlex.join(["nas", "run", str(study.experiment_file), "--name", f"{study.name}-again"])
+    blocks: list[Block] = [
+        Heading("Reproduce"),
+        Paragraph(f"The study was made on {study.created} by:"),
+        Code(study.command),
+        Paragraph("The resolved experiment is in its folder, and runs the same rows again by:"),
+        Code(again),
+    ]
+    if study.test_reads.is_file():
+        reads = len(study.test_reads.read_text(encoding="utf-8").splitlines())
+        blocks.append(Paragraph(f"The test split was read {reads} times in this study."))
+    return blocks

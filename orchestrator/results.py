@@ -1,0 +1,213 @@
+"""The table of a study: one line per label, from the rows of its ledger."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.statistics import METHOD, MIN_SEEDS, Summary, show_share, show_time, summarize
+
+if TYPE_CHECKING:
+    from orchestrator.ledger import Row
+
+COLUMNS = (
+    "method",
+    "seeds",
+    "val accuracy %, mean [95 %]",
+    "retrain test accuracy %",
+    "genotype",
+    "search time",
+)
+NUMERIC = ("val accuracy %, mean [95 %]", "retrain test accuracy %", "search time")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table: a configuration over its seeds.
+
+    Attributes:
+        label: What tells it from the other lines.
+        method: Name of its method.
+        asked: Rows it has in the ledger, whatever became of them.
+        val_accuracies: Last validation accuracy of each finished search by seed, shares.
+        accuracy: Their mean and interval.
+        test_accuracies: Test accuracy of each retraining of `genotype_hash`, by retrain seed.
+        test: Their mean and interval.
+        genotype_hash: Hash of the genotype with the best validation accuracy.
+        genotype: Its JSON form.
+        search_s: Mean duration of a finished search, in seconds.
+    """
+
+    label: str
+    method: str
+    asked: int
+    val_accuracies: dict[int, float] = field(default_factory=dict)
+    accuracy: Summary = field(default_factory=Summary)
+    test_accuracies: dict[int, float] = field(default_factory=dict)
+    test: Summary = field(default_factory=Summary)
+    genotype_hash: str | None = None
+    genotype: dict[str, Any] | None = None
+    search_s: float | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the texts of the line, in the order of `COLUMNS`."""
+        n = self.accuracy.n
+        return (
+            self.label,
+            str(n) if n == self.asked else f"{n} of {self.asked}",
+            show_share(self.accuracy),
+            show_share(self.test) if self.test.n > 1 else _single(self.test),
+            self.genotype_hash or "–",
+            show_time(self.search_s),
+        )
+
+
+def _single(summary: Summary) -> str:
+    return "–" if summary.mean is None else f"{100 * summary.mean:.2f}"
+
+
+def row_label(row: Row) -> str:
+    """Return what a table calls a row's configuration."""
+    return row.label or row.method
+
+
+def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Group searches by configuration, under labels that tell them apart, in the order of blocks.
+
+    Rows of an adaptive sweep are labelled before it is known what else will be drawn, so equal
+    labels of different configurations get the sampled values added.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.block):
+        groups.setdefault(row.config_id, []).append(row)
+    labels = {key: row_label(group[0]) for key, group in groups.items()}
+    for make in (_with_params, _with_id):
+        taken = Counter(labels.values())
+        labels = {
+            key: make(label, groups[key][0]) if taken[label] > 1 else label
+            for key, label in labels.items()
+        }
+    return {labels[key]: group for key, group in groups.items()}
+
+
+def _with_params(label: str, row: Row) -> str:
+    shown = (
+        f"{key.rsplit('.', 1)[-1]}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in row.params.items()
+    )
+    return " ".join([label, *shown])
+
+
+def _with_id(label: str, row: Row) -> str:
+    return f"{label} ({row.config_id})"
+
+
+def tabulate(
+    rows: Sequence[Row], retrain_settings: Mapping[str, Any] | None = None
+) -> list[Result]:
+    """Return the table's lines.
+
+    Args:
+        rows: Rows of both stages.
+        retrain_settings: Only retrainings with these settings count; None takes all.
+
+    Means are over finished searches alone: a stopped row was measured after fewer epochs, and a
+    diverged or failed one has no accuracy; how many there were of each is in the line's `asked`.
+    Where every line has two seeds or more, the best mean comes first. Otherwise the lines keep the
+    experiment's order: one seed is not enough to rank by.
+    """
+    if retrain_settings is not None:
+        given = dict(retrain_settings)
+        rows = [r for r in rows if r.stage == "search" or r.settings.get("retrain") == given]
+    searches = [row for row in rows if row.stage == "search"]
+    retrains = [row for row in rows if row.stage == "retrain" and row.status == "finished"]
+    results = [
+        _result(label, group, retrains) for label, group in by_label(searches).items()
+    ] or _retrain_only([row for row in rows if row.stage == "retrain"])
+    if all(max(result.accuracy.n, result.test.n) > 1 for result in results):
+        results.sort(key=lambda result: -(result.accuracy.mean or result.test.mean or 0.0))
+    return results
+
+
+def _result(label: str, group: Sequence[Row], retrains: Sequence[Row]) -> Result:
+    finished = [row for row in group if row.status == "finished"]
+    scored = [(row, value) for row in finished if (value := row.value("val_accuracy")) is not None]
+    tested = {row.genotype_hash for row in retrains}
+    best: Row | None = None
+    if scored:
+        # Among equal accuracies the genotype that was retrained is meant, then the lowest seed.
+        best = max(
+            scored, key=lambda pair: (pair[1], pair[0].genotype_hash in tested, -pair[0].seed)
+        )[0]
+    tests = _test_accuracies(retrains, best.genotype_hash if best else None)
+    times = [row.cost["time_s"] for row in finished if "time_s" in row.cost]
+    return Result(
+        label=label,
+        method=group[0].method,
+        asked=len(group),
+        val_accuracies={row.seed: value for row, value in scored},
+        accuracy=summarize([value for _, value in scored]),
+        test_accuracies=tests,
+        test=summarize(list(tests.values())),
+        genotype_hash=best.genotype_hash if best else None,
+        genotype=best.genotype if best else None,
+        search_s=sum(times) / len(times) if times else None,
+    )
+
+
+def _retrain_only(retrains: Sequence[Row]) -> list[Result]:
+    """Return one line per genotype, for a study that searched nothing."""
+    groups: dict[str | None, list[Row]] = {}
+    for row in retrains:
+        groups.setdefault(row.genotype_hash, []).append(row)
+    results = []
+    for genotype_hash, group in groups.items():
+        tests = _test_accuracies([r for r in group if r.status == "finished"], genotype_hash)
+        results.append(
+            Result(
+                label="retrain",
+                method=group[0].method,
+                asked=len(group),
+                test_accuracies=tests,
+                test=summarize(list(tests.values())),
+                genotype_hash=genotype_hash,
+                genotype=group[0].genotype,
+            )
+        )
+    return results
+
+
+def _test_accuracies(retrains: Sequence[Row], genotype_hash: str | None) -> dict[int, float]:
+    return {
+        row.seed: value
+        for row in retrains
+        if genotype_hash is not None
+        and row.genotype_hash == genotype_hash
+        and (value := row.value("test_accuracy")) is not None
+    }
+
+
+def document(results: Sequence[Result]) -> dict[str, Any]:
+    """Return the table as plain JSON: the numbers of every seed beside their mean and interval."""
+    return {
+        "interval": METHOD,
+        "fewest_seeds_for_an_interval": MIN_SEEDS,
+        "rows": [asdict(result) for result in results],
+    }
+
+
+def caption(results: Sequence[Result]) -> list[str]:
+    """Return the sentences that the table cannot be read without."""
+    lines = [
+        f"Interval: {METHOD}, for {MIN_SEEDS} seeds or more; a dash stands where there are fewer.",
+        "Val accuracy is the supernet's on the validation split after the last epoch; the genotype "
+        "is that of the seed with the best one, and retraining it reads the test split.",
+        "Search time is the mean of a finished search.",
+    ]
+    if any(result.accuracy.n < result.asked for result in results):
+        lines.append("Means leave out the rows that did not finish, which are listed below.")
+    if len(results) > 1 and any(result.accuracy.n == 1 for result in results):
+        lines.append("One seed does not rank methods: lines keep the order of the experiment.")
+    return lines

@@ -1,0 +1,369 @@
+"""Drives a study from its first search to its last retraining, and again after any interruption.
+
+There is one path for a first run, a resume, a crash and an extension: find out which rows the
+ledger lacks, run those, record, retrain, report the outcome.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import factors, planning, sweep, tracking
+from orchestrator.errors import StudyError
+from orchestrator.experiment import Experiment
+from orchestrator.ledger import Row
+from orchestrator.monitor import Monitor
+from orchestrator.outbox import Outbox, study_end_record, study_record
+from orchestrator.progress import Outcome, Reporter, Stage
+from orchestrator.searchers import Known, ListSearcher, OptunaSearcher, finite
+from orchestrator.study import Study
+from orchestrator.study_trial import ENDED, StudyRetrain, StudySearch
+from orchestrator.units import Unit
+from spaces.core import plugins
+
+if TYPE_CHECKING:
+    from spaces.core.genotype import Genotype
+
+DRAIN_PATIENCE_S = 15.0
+
+
+def run_study(experiment: Experiment, root: Path, *, command: str, reporter: Reporter) -> Outcome:
+    """Make a study and run it to its end.
+
+    Args:
+        experiment: What to run; data and hardware have been checked.
+        root: Folder of studies.
+        command: The command line, for the record.
+        reporter: Shows the progress.
+
+    Raises:
+        StudyError: The study exists already or cannot be written.
+    """
+    return _Driver(Study.create(root, experiment, command), reporter, command).run()
+
+
+def resume_study(study: Study, *, command: str, reporter: Reporter) -> Outcome:
+    """Run what a study lacks; finished rows are not run again, failed ones are.
+
+    Raises:
+        StudyError: The study is running.
+    """
+    return _Driver(study, reporter, command).run()
+
+
+def retrain_study(study: Study, *, command: str, reporter: Reporter) -> Outcome:
+    """Retrain the best genotypes of what a study has found so far; runs no search.
+
+    Raises:
+        StudyError: The study is running, or its experiment asks for no retraining.
+    """
+    if study.experiment.retrain is None:
+        raise StudyError(
+            f"study {study.name} has no `retrain` settings. Run its genotype by "
+            "`nas retrain GENOTYPE --like FILE` with an experiment that has."
+        )
+    return _Driver(study, reporter, command).run(stages=("retrain",))
+
+
+def retrain_genotype(
+    genotype: Genotype, experiment: Experiment, root: Path, *, command: str, reporter: Reporter
+) -> Outcome:
+    """Retrain one genotype in a study of its own, as `experiment.retrain` says.
+
+    Raises:
+        StudyError: The study is running, or the experiment has no `retrain` settings.
+    """
+    if experiment.retrain is None:
+        raise StudyError(f"{experiment.name} has no `retrain` settings: say how to train.")
+    with contextlib.suppress(StudyError):
+        Study.create(root, experiment, command)
+    study = Study.open(experiment.name, root)
+    return _Driver(study, reporter, command, genotype).run(stages=("retrain",))
+
+
+class _Driver:
+    """One run of the driver over a study that it holds."""
+
+    def __init__(
+        self,
+        study: Study,
+        reporter: Reporter,
+        command: str,
+        genotype: Genotype | None = None,
+    ) -> None:
+        self.study = study
+        self.experiment = study.experiment
+        self.reporter = reporter
+        self.command = command
+        self.genotype = genotype
+        self.started = time.time()
+        self.stack = ExitStack()
+        self.resources: Mapping[str, float] | None = None
+        self.status = "interrupted"
+
+    def run(self, stages: Sequence[Stage] = ("search", "retrain")) -> Outcome:
+        """Run the stages in order; a stage that could not be completed ends the run."""
+        with self.stack:
+            self.stack.enter_context(self.study.hold())
+            self._note_command()
+            self.stack.enter_context(self._plugins())
+            self.outbox = self.stack.enter_context(Outbox(self.study.outbox))
+            self.stack.enter_context(self._tracking())
+            complete, planned = True, set[str]()
+            for stage in stages:
+                keys = self._search() if stage == "search" else self._retrain()
+                planned |= keys
+                complete = self._is_complete(keys)
+                if not complete:
+                    break
+            self._keep()
+            self.status = "finished" if complete else "interrupted"
+        return self._outcome(planned, interrupted=not complete)
+
+    def _note_command(self) -> None:
+        """Add the command to the list of all that ever worked on the study."""
+        self.study.logs.mkdir(parents=True, exist_ok=True)
+        with (self.study.logs / "commands.log").open("a") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {self.command}\n")
+
+    @contextlib.contextmanager
+    def _plugins(self) -> Iterator[None]:
+        before = os.environ.get(plugins.ENVIRONMENT_VARIABLE)
+        digest, folders = planning.snapshot_plugins(self.study.plugins)
+        if digest is None and self.study.plugins.is_dir():
+            # A resume without --plugins uses what the study was started with.
+            stored = sorted(self.study.plugins.glob("*/*"))
+            folders = os.pathsep.join(str(folder) for folder in stored)
+        try:
+            if folders:
+                os.environ[plugins.ENVIRONMENT_VARIABLE] = folders
+                digest = planning.plugins_digest()
+            self.identity = planning.identity(self.experiment, plugins_digest=digest)
+            yield
+        finally:
+            if folders and before is None:
+                del os.environ[plugins.ENVIRONMENT_VARIABLE]
+            elif before is not None:
+                os.environ[plugins.ENVIRONMENT_VARIABLE] = before
+
+    @contextlib.contextmanager
+    def _tracking(self) -> Iterator[None]:
+        """Have the outbox drained by a process of its own while the study runs.
+
+        That process alone opens the store, and makes its tables first, under a lock: neither this
+        process nor a worker ever waits for MLflow.
+        """
+        uri = tracking.tracking_uri(self.experiment, self.study.root)
+        notice = tracking.store_notice(self.study.root)
+        if notice:
+            self.reporter.message(notice)
+        self.outbox.append(study_record(time.time()))
+        drain = tracking.start_drain(self.study, uri)
+        status = "interrupted"
+        try:
+            yield
+            status = self.status
+        finally:
+            self.outbox.append(study_end_record(status, time.time()))
+            self._await(drain)
+
+    def _await(self, drain: subprocess.Popen[bytes]) -> None:
+        """Wait for MLflow to show all of the study, but not for long."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            drain.wait(DRAIN_PATIENCE_S)
+        if drain.returncode != 0:
+            self.reporter.message(
+                "MLflow has not got everything yet; nothing is lost. When it can be reached: "
+                f"nas sync {self.study.name}"
+            )
+
+    # -- the two stages -----------------------------------------------------------------------
+
+    def _search(self) -> set[str]:
+        experiment = self.experiment
+        if experiment.tune.searcher.name == "optuna":
+            return self._search_optuna()
+        configurations = planning.known_configurations(experiment)
+        labels = factors.label(configurations)
+        units = planning.search_units(experiment, configurations, self.identity, labels)
+        self._run_list("search", units, StudySearch)
+        return _keys(units)
+
+    def _search_optuna(self) -> set[str]:
+        experiment = self.experiment
+        blocks = factors.blocks(experiment)
+        made: dict[str, Unit] = {}
+
+        def make_unit(configuration: factors.Configuration) -> Unit:
+            label = blocks[configuration.block].label
+            labels = {configuration.config_id: label}
+            (unit,) = planning.search_units(experiment, [configuration], self.identity, labels)
+            made[configuration.config_id] = unit
+            monitor.add(unit)
+            return unit
+
+        rows = self._rows_by_configuration(blocks)
+        wanted = factors.count(experiment, blocks)
+        total = wanted * len(experiment.seeds)
+        monitor = Monitor(self.study, self.outbox, self.reporter, "search", [], total, self.started)
+        complete = sum(self._is_settled(seeds) for seeds in rows.values())
+        if complete < wanted:
+            known = self._known(rows)
+            searcher = OptunaSearcher(
+                blocks,
+                make_unit=make_unit,
+                config=self._ray_config,
+                num_samples=experiment.tune.num_samples,
+                metric=experiment.tune.metric,
+                mode=experiment.tune.mode,
+                seed=experiment.tune.searcher.seed,
+                known=known,
+            )
+            left = wanted - sum(item.value is not None for item in known)
+            self._run_tuner(monitor, searcher, StudySearch, left)
+        # What was drawn before counts too; what has not been drawn yet is missing all the same.
+        keys = {row.key for row in self.study.rows("search")} | _keys(made.values())
+        return keys | {f"not drawn yet {index}" for index in range(total - len(keys))}
+
+    def _rows_by_configuration(self, blocks: Sequence[factors.Block]) -> dict[str, list[Row]]:
+        found: dict[str, list[Row]] = {}
+        for row in [*self.study.rows("search"), *self.study.partial_rows()]:
+            if row.stage == "search" and row.block < len(blocks):
+                found.setdefault(row.config_id, []).append(row)
+        return found
+
+    def _is_settled(self, rows: Sequence[Row]) -> bool:
+        """Return whether every seed of a configuration has come to an end of its own."""
+        settled = [row for row in rows if row.status in ENDED or row.status == "stopped"]
+        return len(settled) == len(self.experiment.seeds)
+
+    def _known(self, configurations: Mapping[str, Sequence[Row]]) -> list[Known]:
+        """Return what the searcher has to know of earlier configurations."""
+        tune = self.experiment.tune
+        known = []
+        for identity, rows in configurations.items():
+            value = None
+            # With a scheduler ended ones run through Tune again, to fill its rungs.
+            if self._is_settled(rows) and tune.scheduler is None:
+                values = [self._value(row) for row in rows]
+                value = sum(values) / len(values)
+            known.append(Known(rows[0].block, rows[0].params, identity, value))
+        return known
+
+    def _value(self, row: Row) -> float:
+        metric = self.experiment.tune.metric
+        value = row.value(metric) if row.status != "diverged" else None
+        return finite(math.nan if value is None else value, metric)
+
+    def _retrain(self) -> set[str]:
+        if self.genotype is not None:
+            units = planning.genotype_units(
+                self.experiment,
+                self.genotype.to_json(),
+                self.genotype.hash,
+                space=self.experiment.settings("space"),
+                label=self.genotype.hash,
+                params={"method": "given"},
+                identity=self.identity,
+            )
+        else:
+            rows = self.study.rows("search")
+            units = planning.retrain_units(self.experiment, rows, self.identity)
+        self._run_list("retrain", units, StudyRetrain)
+        return _keys(units)
+
+    # -- running ------------------------------------------------------------------------------
+
+    def _run_list(self, stage: Stage, units: Sequence[Unit], trainable: type) -> None:
+        total = len(_keys(units))
+        monitor = Monitor(self.study, self.outbox, self.reporter, stage, units, total, self.started)
+        left = [unit for unit in units if not all(monitor.ended(key) for key in unit.rows.values())]
+        replay = stage == "search" and self.experiment.tune.scheduler is not None
+        if left:
+            todo = list(units) if replay else left
+            self._run_tuner(monitor, ListSearcher(todo, self._ray_config), trainable, len(todo))
+
+    def _run_tuner(self, monitor: Monitor, searcher: Any, trainable: type, count: int) -> None:
+        tune = self.experiment.tune
+        resources = self._cluster()
+        per_trial = {"cpu": tune.per_trial.cpus, "gpu": tune.per_trial.gpus}
+        fitting = sweep.fits(resources, per_trial["cpu"], per_trial["gpu"])
+        searching = monitor.stage == "search"
+        scheduler = tune.scheduler.model_dump() if tune.scheduler and searching else {}
+        epochs = planning.longest_epochs(self.experiment)
+        sweep.run_tuner(
+            trainable,
+            searcher,
+            sweep.make_scheduler(scheduler, epochs),
+            sweep.make_callback(
+                on_result=monitor.on_result,
+                on_end=monitor.on_end,
+                on_tick=monitor.on_tick,
+            ),
+            folder=self.study.ray / monitor.stage,
+            num_units=count,
+            concurrent=min(fitting, tune.max_concurrent or fitting),
+            per_trial=per_trial,
+            metric=tune.metric if searching else "train_accuracy",
+            mode=tune.mode if searching else "max",
+            max_failures=tune.max_failures,
+            time_budget_s=self._time_left(),
+        )
+        monitor.on_tick(0)
+
+    def _cluster(self) -> Mapping[str, float]:
+        if self.resources is None:
+            settings = self.experiment.ray
+            log = self.study.logs / "ray.log"
+            cluster = sweep.cluster(settings.address, settings.cpus, log)
+            self.resources = self.stack.enter_context(cluster)
+        return self.resources
+
+    def _time_left(self) -> float | None:
+        if self.experiment.max_hours is None:
+            return None
+        return max(1.0, self.experiment.max_hours * 3600 - (time.time() - self.started))
+
+    def _ray_config(self, unit: Unit) -> dict[str, Any]:
+        device = "cuda" if self.experiment.tune.per_trial.gpus > 0 else "cpu"
+        return unit.ray_config(str(self.study.path), device)
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def _is_complete(self, keys: set[str]) -> bool:
+        """Return whether every row has come to an end of its own, a bad one included."""
+        return keys <= set(self.study.ledger.keys())
+
+    def _keep(self) -> None:
+        """Remove the final states that `keep` does not name."""
+        kept = self.experiment.kept
+        if kept is None:
+            return
+        sign = 1.0 if self.experiment.tune.mode == "max" else -1.0
+        rows = [row for row in self.study.rows("search") if row.final is not None]
+        rows.sort(key=lambda row: -sign * self._value(row))
+        for row in rows[kept:]:
+            (self.study.path / str(row.final)).unlink(missing_ok=True)
+
+    def _outcome(self, planned: set[str], *, interrupted: bool) -> Outcome:
+        statuses = [row.status for row in self.study.ledger.iterate() if row.key in planned]
+        return Outcome(
+            study_name=self.study.name,
+            finished=statuses.count("finished"),
+            failed=statuses.count("failed") + statuses.count("oom"),
+            stopped=statuses.count("stopped"),
+            diverged=statuses.count("diverged"),
+            interrupted=interrupted,
+        )
+
+
+def _keys(units: Any) -> set[str]:
+    return {key for unit in units for key in unit.rows.values()}

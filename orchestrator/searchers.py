@@ -1,0 +1,228 @@
+"""Ray Searchers of a study: a list of known configurations, and Optuna by ask and tell.
+
+Neither keeps state of its own on disk. A study is resumed, repaired after a crash and extended in
+one way: both are built anew from the ledger.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from orchestrator.units import Unit
+from trainables.ray_trial import WORST
+
+MakeConfig = Callable[[Unit], dict[str, Any]]
+
+
+class _Stateless(Searcher):
+    """A searcher whose state is the ledger; what Tune saves of it is empty."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write nothing: the ledger is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Read nothing: the ledger is the state."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Write nothing: the ledger is the state."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Keep the study and its callbacks out of tuner.pkl."""
+        return {}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Take note of nothing."""
+
+
+class ListSearcher(_Stateless):
+    """Runs a fixed list of units in order (searchers `grid` and `random`, and retraining)."""
+
+    def __init__(self, units: Sequence[Unit], config: MakeConfig) -> None:
+        super().__init__()
+        self._queue = list(units)
+        self._config = config
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the configuration of the next unit."""
+        if not self._queue:
+            return Searcher.FINISHED
+        return self._config(self._queue.pop(0))
+
+
+@dataclass(frozen=True)
+class Known:
+    """A configuration that the study has met before.
+
+    Attributes:
+        block: Index of its grid block.
+        params: Its sampled values.
+        config_id: Its identity.
+        value: Mean of the metric over its seeds, or None if it has to run (again).
+    """
+
+    block: int
+    params: Mapping[str, Any]
+    config_id: str
+    value: float | None
+
+
+@dataclass
+class _BlockState:
+    """The Optuna study of one grid block."""
+
+    study: Any
+    block: Any
+    left: int
+    values: dict[str, float] = field(default_factory=dict)
+    running: dict[str, str] = field(default_factory=dict)
+
+
+class OptunaSearcher(_Stateless):
+    """One `optuna.Study` per grid block, asked in turn, so that each block gets the same budget.
+
+    Differs from Ray's OptunaSearch: the space is conditional, by suggest calls; a configuration that
+    a scheduler stopped is told as pruned instead of complete; a non-finite value is told as the
+    finite worst instead of leaving its trial running for ever; and the state comes from the ledger.
+
+    Args:
+        blocks: Grid blocks with their sampled dimensions.
+        make_unit: Makes the unit of a configuration.
+        config: Makes the Ray configuration of a unit.
+        num_samples: Configurations per block.
+        metric: Key of the result that is optimised.
+        mode: "max" or "min".
+        seed: Seed of the sampler.
+        known: What the study has met before: finished ones become Optuna trials, the others are
+            asked first.
+    """
+
+    MAX_REPEATS = 100
+
+    def __init__(
+        self,
+        blocks: Sequence[Any],
+        *,
+        make_unit: Callable[[Any], Unit],
+        config: MakeConfig,
+        num_samples: int,
+        metric: str,
+        mode: str,
+        seed: int,
+        known: Sequence[Known] = (),
+    ) -> None:
+        import optuna
+
+        from orchestrator import factors
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        super().__init__(metric=metric, mode=mode)
+        self._factors = factors
+        self._make_unit = make_unit
+        self._config = config
+        self._trials: dict[str, tuple[_BlockState, Any, Unit]] = {}
+        self._blocks: list[_BlockState] = []
+        self._turn = 0
+        for block in blocks:
+            mine = [item for item in known if item.block == block.index]
+            sampler = optuna.samplers.TPESampler(seed=seed + len(mine))
+            study = optuna.create_study(
+                study_name=f"block-{block.index}",
+                sampler=sampler,
+                direction="maximize" if mode == "max" else "minimize",
+            )
+            most = factors.size(block)
+            left = num_samples if most is None else min(num_samples, most)
+            left = left if block.dimensions else 1
+            state = _BlockState(study, block, left)
+            self._blocks.append(state)
+            self._enter(state, mine)
+
+    def _enter(self, state: _BlockState, known: Sequence[Known]) -> None:
+        import optuna
+
+        distributions = self._factors.distributions(state.block)
+        for item in known:
+            if item.value is None:
+                state.study.enqueue_trial(dict(item.params), skip_if_exists=True)
+                continue
+            state.left -= 1
+            state.values[item.config_id] = item.value
+            state.study.add_trial(
+                optuna.trial.create_trial(
+                    params=dict(item.params),
+                    distributions={name: distributions[name] for name in item.params},
+                    value=item.value,
+                )
+            )
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Ask the block whose turn it is; no configuration is run twice."""
+        for _ in self._blocks:
+            state = self._blocks[self._turn % len(self._blocks)]
+            self._turn += 1
+            if state.left <= 0:
+                continue
+            unit = self._ask(state, trial_id)
+            if unit is not None:
+                return self._config(unit)
+        return Searcher.FINISHED
+
+    def _ask(self, state: _BlockState, trial_id: str) -> Unit | None:
+        import optuna
+
+        for _ in range(self.MAX_REPEATS):
+            trial = state.study.ask()
+            configuration = self._factors.suggest(state.block, trial)
+            identity = configuration.config_id
+            if identity in state.values:
+                state.study.tell(trial, state.values[identity])
+                continue
+            if identity in state.running.values():
+                state.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                continue
+            state.left -= 1
+            state.running[trial_id] = identity
+            unit = self._make_unit(configuration)
+            self._trials[trial_id] = (state, trial, unit)
+            return unit
+        state.left = 0  # a small discrete space is used up before num_samples
+        return None
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell Optuna how a configuration ended."""
+        import optuna
+
+        if trial_id not in self._trials:
+            return
+        state, trial, unit = self._trials.pop(trial_id)
+        identity = state.running.pop(trial_id)
+        if error or result is None or self.metric not in result:
+            state.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            return
+        value = finite(result[self.metric], self.metric)
+        trial.report(value, int(result["training_iteration"]))
+        if result["training_iteration"] < unit.epochs and not result.get("ended", False):
+            state.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            return
+        state.values[identity] = value
+        state.study.tell(trial, value)
+
+    @property
+    def studies(self) -> list[Any]:
+        """The Optuna studies, one per block, in order."""
+        return [state.study for state in self._blocks]
+
+
+def finite(value: Any, metric: str) -> float:
+    """Return `value` as a float, or the metric's finite worst value where it is not finite."""
+    number = float(value)
+    return number if math.isfinite(number) else WORST.get(metric, 0.0)

@@ -1,0 +1,323 @@
+"""Study: a folder that holds everything about one experiment, and how to find and hold it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import StudyError
+from orchestrator.holding import Holder, hold_folder, read_lock
+from orchestrator.ledger import Ledger, Row, Stage, read_row, replace_file
+from spaces.core.errors import near_miss
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from orchestrator.config import Experiment
+
+STUDY_FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_RESERVED = ("mlflow-artifacts", "mlflow.db")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts and the best row of a study.
+
+    Attributes:
+        counts: Rows by stage and status. Rows begun and not ended are "running" while the study is
+            held by a live driver, and "interrupted" otherwise.
+        best: The search row with the best value of the experiment's metric, or None.
+        best_value: Its value.
+        holder: The live driver, or None.
+    """
+
+    counts: dict[Stage, dict[str, int]]
+    best: Row | None
+    best_value: float | None
+    holder: Holder | None
+
+
+class Study:
+    """A study folder. Make one with `Study.create` or `Study.open`."""
+
+    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+        self.path = path
+        self._record = record
+        self.ledger = Ledger(path / "ledger")
+
+    @classmethod
+    def create(
+        cls,
+        root: str | os.PathLike[str] | None,
+        experiment: Experiment,
+        command: str | Sequence[str],
+    ) -> Study:
+        """Make the folder `<root>/<experiment.name>` with the resolved experiment.
+
+        Args:
+            root: Folder of studies; see `studies_root`.
+            experiment: The experiment; its name names the study.
+            command: The command line that asked for it, for the record.
+
+        Raises:
+            StudyError: The study exists already, the name leaves the folder, or the folder cannot
+                be written to.
+        """
+        from orchestrator.config import dump  # here: reading a study needs no YAML or pydantic
+
+        path = studies_root(root) / check_name(experiment.name)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            strangers = {p.name for p in path.iterdir()} - {"lock", "experiment.yaml", "study.json"}
+            if strangers and not (path / "study.json").exists():
+                raise StudyError(
+                    f"{path} exists and is not a study (it holds {min(strangers)})."
+                    " Choose another --name or --root."
+                )
+            with hold_folder(path):
+                if (path / "study.json").exists():
+                    raise StudyError(
+                        f"study {path.name} exists already in {path.parent}. Go on with it by"
+                        f" `nas resume {path.name}`, or choose another --name."
+                    )
+                dump(experiment, path / "experiment.yaml")
+                text = command if isinstance(command, str) else shlex.join(command)
+                created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+                record = {"format": STUDY_FORMAT, "id": uuid.uuid4().hex, "name": path.name}
+                record |= {"created": created, "command": text}
+                # Last: a folder without study.json is no study, and creating it again is safe.
+                replace_file(path / "study.json", json.dumps(record, indent=2).encode())
+        except OSError as error:
+            raise StudyError(
+                f"cannot write the study folder {path}: {error.strerror}. Choose another --root."
+            ) from error
+        return cls(path, record)
+
+    @classmethod
+    def open(
+        cls, name_or_path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None
+    ) -> Study:
+        """Open a study by its name under `root`, or by the path of its folder.
+
+        Raises:
+            StudyError: There is none, or it is damaged or of a newer format.
+        """
+        base = studies_root(root)
+        text = os.fspath(name_or_path)
+        named = base / text if _NAME.fullmatch(text) else None
+        candidates = [path for path in (named, Path(text).absolute()) if path is not None]
+        for path in candidates:
+            if (path / "study.json").is_file():
+                return cls(path, _read_record(path / "study.json"))
+        known = studies(base)
+        listed = f" It has {', '.join(known)}." if known else " It has no study."
+        where = " or ".join(str(path) for path in candidates)
+        raise StudyError(
+            f"no study {text!r}: looked for {where}.{listed}{near_miss(text, known)}"
+            " Say where studies are with --root or NAS_ROOT."
+        )
+
+    @property
+    def id(self) -> str:
+        """32 hex characters, unique to this study."""
+        return str(self._record["id"])
+
+    @property
+    def name(self) -> str:
+        """Name of the study, also of its folder when it was made."""
+        return str(self._record["name"])
+
+    @property
+    def created(self) -> str:
+        """When it was made, ISO 8601 with the offset of the local time."""
+        return str(self._record["created"])
+
+    @property
+    def command(self) -> str:
+        """The command line that made it."""
+        return str(self._record["command"])
+
+    @property
+    def root(self) -> Path:
+        """The folder of studies that it is in."""
+        return self.path.parent
+
+    @property
+    def experiment_file(self) -> Path:
+        """The resolved experiment."""
+        return self.path / "experiment.yaml"
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The resolved experiment, read from the folder."""
+        from orchestrator.config import load_resolved
+
+        return load_resolved(self.experiment_file)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints, one folder per row key."""
+        return self.path / "checkpoints"
+
+    @property
+    def outbox(self) -> Path:
+        """File of the events that MLflow is filled from."""
+        return self.path / "outbox" / "events.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of logs."""
+        return self.path / "logs"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the report."""
+        return self.path / "report"
+
+    @property
+    def ray(self) -> Path:
+        """Folder of Ray Tune's own state."""
+        return self.path / "ray"
+
+    @property
+    def plugins(self) -> Path:
+        """Folder of plug-in folders copied into the study, one per content hash."""
+        return self.path / "plugins"
+
+    @property
+    def test_reads(self) -> Path:
+        """File with one JSON line for each reading of a test split."""
+        return self.path / "test_reads.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        """File in which the driver keeps its latest progress."""
+        return self.path / "progress.json"
+
+    def rows(self, stage: Stage | None = None) -> list[Row]:
+        """Return the ledger's rows in the order in which they were started."""
+        return self.ledger.rows(stage)
+
+    def partial_rows(self) -> list[Row]:
+        """Return the rows that were begun and are not in the ledger, from beside checkpoints."""
+        done = set(self.ledger.keys())
+        rows = []
+        for path in sorted(self.checkpoints.glob("*/row.json")):
+            if path.parent.name in done:
+                continue
+            with contextlib.suppress(ValueError):  # it will be begun anew
+                row = read_row(path)
+                if row is not None:
+                    rows.append(row)
+        return rows
+
+    def summary(self) -> Summary:
+        """Return counts by stage and status, and the best search row."""
+        holder = self.holder()
+        tune = self.experiment.tune
+        sign = 1.0 if tune.mode == "max" else -1.0
+        counts: dict[Stage, Counter[str]] = {"search": Counter(), "retrain": Counter()}
+        best, best_value = None, None
+        for row in self.ledger.iterate():
+            counts[row.stage][row.status] += 1
+            value = row.value(tune.metric)
+            if row.stage != "search" or row.status not in ("finished", "stopped") or value is None:
+                continue
+            if best_value is None or sign * value > sign * best_value:
+                best, best_value = row, value
+        for row in self.partial_rows():
+            counts[row.stage]["running" if holder else "interrupted"] += 1
+        plain = {stage: dict(counter) for stage, counter in counts.items()}
+        return Summary(counts=plain, best=best, best_value=best_value, holder=holder)
+
+    def frame(self, stage: Stage | None = None) -> pd.DataFrame:
+        """Return a data frame with one line per ledger row: its names, params and last values."""
+        import pandas as pd
+
+        heads = [f.name for f in fields(Row) if f.type in ("str", "int", "Stage", "Status")]
+        heads.remove("format")
+        lines = []
+        for row in self.rows(stage):
+            last = {k: v for k, v in (row.curve or [{}])[-1].items() if k not in heads}
+            line = {name: getattr(row, name) for name in heads}
+            last.pop("genotype", None)
+            lines.append(line | row.params | last | row.cost)
+        return pd.DataFrame(lines)
+
+    def curves(self, stage: Stage | None = None) -> pd.DataFrame:
+        """Return a data frame with one line per row and epoch, genotypes left out."""
+        import pandas as pd
+
+        lines = [
+            {"key": row.key, "label": row.label, "method": row.method, "seed": row.seed}
+            | {name: value for name, value in entry.items() if name != "genotype"}
+            for row in self.rows(stage)
+            for entry in row.curve
+        ]
+        return pd.DataFrame(lines)
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Hold the study for this process; the system lets go of it however the process ends.
+
+        Raises:
+            StudyError: Another live process holds it.
+        """
+        with hold_folder(self.path):
+            yield
+
+    def holder(self) -> Holder | None:
+        """Return the live process that holds the study, or None."""
+        return read_lock(self.path)
+
+
+def studies_root(root: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder of studies: the argument, else NAS_ROOT, else `studies` here; absolute."""
+    return Path(root or os.environ.get("NAS_ROOT") or "studies").expanduser().absolute()
+
+
+def studies(root: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
+    """Return the names of the studies under `root`, sorted."""
+    return tuple(sorted(path.parent.name for path in studies_root(root).glob("*/study.json")))
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it can name a study.
+
+    Raises:
+        StudyError: It cannot, for instance because it would leave the folder of studies.
+    """
+    if not _NAME.fullmatch(name) or name in _RESERVED:
+        raise StudyError(
+            "a study's name must be letters, digits, '_', '-' and '.' (not first), at most 100 of"
+            f" them, and not one of {', '.join(_RESERVED)}, got {name!r}."
+        )
+    return name
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise StudyError(f"{path} is damaged: {error}.") from error
+    needed = {"format", "id", "name", "created", "command"}
+    if not isinstance(record, dict) or not needed <= set(record):
+        raise StudyError(f"{path} is damaged: it must hold {', '.join(sorted(needed))}.")
+    if record["format"] > STUDY_FORMAT:
+        raise StudyError(
+            f"{path} has format {record['format']}, but this version reads formats up to"
+            f" {STUDY_FORMAT}. Update nas-orchestrator."
+        )
+    return record

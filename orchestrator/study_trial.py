@@ -1,0 +1,252 @@
+"""What runs on a worker: a block of seeds that records every epoch in the study folder.
+
+After each epoch the state and a partial row are in `checkpoints/<key>/`; at the end the row is in
+the ledger, before Tune is told. So nothing depends on Tune's checkpoints: a trial that starts
+again, after its process, its node or the driver died, finds its epochs there and reports them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.ledger import Ledger, Row, Status, read_row, write_row
+from trainables.ray_trial import BlockTrainable, RetrainTrainable, SearchTrainable, Trial
+
+if TYPE_CHECKING:
+    from trainables.retrain import RetrainTrial
+    from trainables.search import SearchTrial
+
+_PACKAGES = ("nas-orchestrator", "torch", "ray", "numpy", "optuna", "mlflow")
+ENDED: frozenset[Status] = frozenset({"finished", "diverged"})
+
+
+@dataclass
+class Replay:
+    """A trial that has ended: it only reports its curve again."""
+
+    curve: list[dict[str, Any]]
+    diverged: bool = False
+    finished: bool = True
+    epoch: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.epoch = len(self.curve)
+
+    def run_epoch(self) -> dict[str, Any]:
+        """Never called: there is no epoch left."""
+        raise RuntimeError("this trial has ended; its curve cannot grow")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the ledger has it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Ignore `state`: the ledger has it."""
+
+
+class Recording(BlockTrainable):
+    """A block that keeps its states, partial rows and ledger rows in the study folder."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Find what the study knows of each seed, and build the rest."""
+        self.unit: dict[str, Any] = config["unit"]
+        self.study = Path(self.unit["study"])
+        self.ledger = Ledger(self.study / "ledger")
+        self.started: dict[int, float] = {}
+        super().setup(config)
+
+    def make(self, seed: int) -> SearchTrial | RetrainTrial:
+        """Make the trial of one seed, with nothing of its past."""
+        raise NotImplementedError
+
+    def build(self, seed: int) -> Trial:
+        """Return the trial of one seed where it was left: in the ledger, at a state, or new."""
+        row = self.ledger.read(self._key(seed))
+        if row is not None and row.status in ENDED:
+            return Replay(row.curve, diverged=row.status == "diverged")
+        self.started[seed] = time.time()
+        with contextlib.suppress(ValueError):  # a damaged partial row only loses the start time
+            partial = read_row(self._folder(seed) / "row.json")
+            self.started[seed] = partial.started if partial else self.started[seed]
+        try:
+            trial = self._restore(seed)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            return self._out_of_memory(seed, None, error)
+        self._write(seed, trial, "running")
+        if trial.finished or trial.diverged:
+            # Killed after its last state and before its row: the row is all that is missing.
+            self._end(seed, trial)
+        return trial
+
+    def _restore(self, seed: int) -> SearchTrial | RetrainTrial:
+        from trainables.errors import StateError
+
+        trial = self.make(seed)
+        state = self._folder(seed) / "state.pt"
+        if state.is_file():
+            try:
+                trial.load_state(state)
+            except StateError:
+                # Damaged, or of another version: the search runs again rather than the study fail.
+                state.replace(state.with_suffix(".damaged"))
+                trial = self.make(seed)
+        return trial
+
+    def advance(self, seed: int, trial: Trial) -> None:
+        """Run one epoch and record it; out of memory ends the seed, not its block."""
+        try:
+            entry = trial.run_epoch()
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            self.trials[seed] = self._out_of_memory(seed, trial, error)
+            return
+        entry["ended"] = time.time()
+        trial.save_state(self._folder(seed) / "state.pt")  # type: ignore[attr-defined]
+        self._write(seed, trial, "running")
+        if trial.finished or trial.diverged:
+            self._end(seed, trial)
+
+    def _key(self, seed: int) -> str:
+        return str(self.unit["rows"][str(seed)])
+
+    def _folder(self, seed: int) -> Path:
+        return self.study / "checkpoints" / self._key(seed)
+
+    def _end(self, seed: int, trial: Trial) -> None:
+        from trainables.state import save_state
+
+        folder = self._folder(seed)
+        save_state(trial.final_state(), folder / "final.pt")  # type: ignore[attr-defined]
+        status: Status = "diverged" if trial.diverged else "finished"
+        row = self._row(seed, trial, status)
+        final = (folder / "final.pt").relative_to(self.study).as_posix()
+        self.ledger.write(replace(row, ended=time.time(), final=final))
+        for name in ("state.pt", "row.json"):
+            (folder / name).unlink(missing_ok=True)
+
+    def _out_of_memory(self, seed: int, trial: Trial | None, error: BaseException) -> Replay:
+        row = self._row(seed, trial, "oom")
+        text = f"{type(error).__name__}: {error}"
+        self.ledger.write(replace(row, ended=time.time(), error=text))
+        return Replay(trial.curve if trial else [])
+
+    def _write(self, seed: int, trial: Trial, status: Status) -> None:
+        write_row(self._folder(seed) / "row.json", self._row(seed, trial, status))
+
+    def _row(self, seed: int, trial: Trial | None, status: Status) -> Row:
+        unit, config = self.unit, self.config
+        curve = trial.curve if trial else []
+        genotype, genotype_hash = self.genotype(curve)
+        seconds = sum(float(entry.get("epoch_time_s", 0.0)) for entry in curve)
+        settings = {
+            key: value
+            for key, value in config.items()
+            if key not in {"unit", "seeds", "device", "genotype"}
+        }
+        return Row(
+            key=self._key(seed),
+            stage=unit["stage"],
+            status=status,
+            config_id=unit["config_id"],
+            block=int(unit["block"]),
+            seed=seed,
+            method=_name(config.get("method") or unit["params"].get("method") or unit["label"]),
+            space=_name(config["space"]),
+            dataset=_name(config["dataset"]),
+            settings=settings,
+            params=dict(unit["params"]),
+            label=unit["label"],
+            curve=list(curve),
+            genotype=genotype,
+            genotype_hash=genotype_hash,
+            epochs_done=len(curve),
+            epochs_total=int(unit["epochs"]),
+            cost={
+                "time_s": seconds,
+                "cpu_hours": seconds * unit["per_trial"]["cpu"] / 3600,
+                "gpu_hours": seconds * unit["per_trial"]["gpu"] / 3600,
+            },
+            environment={**environment(), "git": unit["git"], "fingerprint": _fingerprint(trial)},
+            resumed_elsewhere=bool(getattr(trial, "resumed_elsewhere", False)),
+            started=self.started[seed],
+        )
+
+    def genotype(self, curve: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, str | None]:
+        """Return the genotype of the row and its hash: that of the last epoch."""
+        if not curve:
+            return None, None
+        return curve[-1].get("genotype"), curve[-1].get("genotype_hash")
+
+
+class StudySearch(Recording, SearchTrainable):
+    """A search of a study."""
+
+    def make(self, seed: int) -> SearchTrial:
+        """Make the `SearchTrial` of one seed."""
+        return SearchTrainable.build(self, seed)  # type: ignore[return-value]
+
+
+class StudyRetrain(Recording, RetrainTrainable):
+    """A retraining of a study; every reading of the test split is noted in `test_reads.jsonl`."""
+
+    def make(self, seed: int) -> RetrainTrial:
+        """Make the `RetrainTrial` of one seed."""
+        return RetrainTrainable.build(self, seed)  # type: ignore[return-value]
+
+    def genotype(self, curve: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, str | None]:
+        """Return the genotype that is trained."""
+        return self.config["genotype"], self.unit["genotype_hash"]
+
+    def note_test_read(self, seed: int, record: Mapping[str, Any]) -> None:
+        """Note the reading of the test split."""
+        noted = {"key": self._key(seed), **record, "time": time.time()}
+        # One write of one short line to a file opened for appending: whole also between processes.
+        descriptor = os.open(
+            self.study / "test_reads.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644
+        )
+        try:
+            os.write(descriptor, json.dumps(noted).encode() + b"\n")
+        finally:
+            os.close(descriptor)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that memory ran out, of the device or of the machine."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "can't allocate memory" in str(error)
+
+
+@functools.lru_cache(maxsize=1)
+def environment() -> dict[str, Any]:
+    """Return versions and hardware of this process: recorded in each row, never part of its key."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    hardware = {"host": platform.node(), "cpus": os.cpu_count(), "machine": platform.machine()}
+    return {"versions": versions, "hardware": hardware}
+
+
+def _fingerprint(trial: Trial | None) -> dict[str, Any]:
+    fingerprint = getattr(trial, "fingerprint", None)
+    return dict(vars(fingerprint)) if fingerprint is not None else {}
+
+
+def _name(settings: Any) -> str:
+    return str(settings["name"]) if isinstance(settings, Mapping) else str(settings)

@@ -1,0 +1,264 @@
+"""Runs units on Ray Tune: resources, searcher, scheduler, stopping, and what the driver records.
+
+Tune's own snapshots are never read back. Every epoch of every trial is in the study folder before
+Tune hears of it, so a lost, torn or doubled Tune state cannot lose a trial: the next run starts a
+new Tuner, and trials that have epochs already report them again before they go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import StudyError
+
+# Set before ray is imported: none of Tune's per-trial files, no usage statistics, no nagging.
+_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "60",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextlib.contextmanager
+def cluster(address: str, cpus: int | None, log: Path) -> Iterator[Mapping[str, float]]:
+    """Connect to a Ray cluster, or start a local one, and yield its resources.
+
+    Args:
+        address: "local" starts one on this machine; "auto" or "host:port" joins one.
+        cpus: CPUs that a local one offers; None is all.
+        log: File that Ray's own messages go to.
+
+    Raises:
+        StudyError: No cluster answers at `address`.
+    """
+    os.environ.update({key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()})
+    import ray
+
+    _quiet(log)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == "local":
+        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+    else:
+        options |= {"address": address}
+    started = not ray.is_initialized()
+    if started:
+        try:
+            ray.init(**options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise StudyError(
+                f"ray.address: no Ray cluster answers at {address!r} ({first}). Start one with "
+                "`ray start --head`, or set ray.address: local."
+            ) from error
+    try:
+        yield dict(ray.cluster_resources())
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _quiet(log: Path) -> None:
+    """Send the messages of Ray's Python side to a file instead of the terminal."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(log)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logger = logging.getLogger("ray")
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+
+
+def fits(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """Return how many trials of that size run side by side.
+
+    Raises:
+        StudyError: Not one of them fits; Ray would wait for ever.
+    """
+    has_cpus, has_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    if cpus > has_cpus or gpus > has_gpus:
+        raise StudyError(
+            f"tune.per_trial asks for {cpus:g} CPUs and {gpus:g} GPUs, and the cluster has "
+            f"{has_cpus:g} CPUs and {has_gpus:g} GPUs. Lower tune.per_trial or add a node."
+        )
+    by_cpu = has_cpus / cpus if cpus > 0 else float("inf")
+    by_gpu = has_gpus / gpus if gpus > 0 else float("inf")
+    return max(1, int(min(by_cpu, by_gpu, 10_000)))
+
+
+def make_scheduler(settings: Mapping[str, Any], epochs: int) -> Any:
+    """Return the Tune scheduler of `tune.scheduler`, or None.
+
+    Args:
+        settings: {"name": "none" | "asha" | "median", ...}.
+        epochs: Epochs of a whole search.
+    """
+    from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
+
+    name = settings.get("name", "none")
+    if name == "asha":
+        return ASHAScheduler(
+            time_attr="training_iteration",
+            max_t=int(settings.get("max_epochs") or epochs),
+            grace_period=int(settings["grace_epochs"]),
+            reduction_factor=float(settings["reduction_factor"]),
+            stop_last_trials=bool(settings.get("max_epochs")),
+        )
+    if name == "median":
+        return MedianStoppingRule(
+            time_attr="training_iteration",
+            grace_period=float(settings["grace_epochs"]),
+            min_samples_required=int(settings["min_trials"]),
+        )
+    return None
+
+
+def run_tuner(
+    trainable: type,
+    searcher: Any,
+    scheduler: Any,
+    callback: Any,
+    *,
+    folder: Path,
+    num_units: int,
+    concurrent: int,
+    per_trial: Mapping[str, float],
+    metric: str,
+    mode: str,
+    max_failures: int,
+    time_budget_s: float | None,
+) -> None:
+    """Run one stage to its end, or until it is told to stop (SIGINT, SIGTERM, the time budget).
+
+    Args:
+        trainable: A `BlockTrainable`.
+        searcher: Gives the units.
+        scheduler: Stops them early, or None.
+        callback: Records what happens.
+        folder: Where Tune puts its own state, which is thrown away.
+        num_units: Units at most.
+        concurrent: Units side by side.
+        per_trial: {"cpu": ..., "gpu": ...} of one unit.
+        metric: Key of the result that searcher and scheduler look at.
+        mode: "max" or "min".
+        max_failures: Retries of a unit whose process died.
+        time_budget_s: Seconds after which everything stops; None is no limit.
+    """
+    from ray import tune
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, dict(per_trial)),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=num_units,
+            max_concurrent_trials=concurrent,
+            metric=metric,
+            mode=mode,
+            reuse_actors=True,
+            time_budget_s=time_budget_s,
+            trial_dirname_creator=_short_name,
+        ),
+        run_config=tune.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            callbacks=[callback],
+            failure_config=tune.FailureConfig(max_failures=max_failures),
+            checkpoint_config=tune.CheckpointConfig(
+                checkpoint_frequency=0, checkpoint_at_end=False
+            ),
+            verbose=0,
+        ),
+    )
+    with (
+        (folder / "driver.log").open("a") as log,
+        contextlib.redirect_stdout(log),
+        _terminate_gracefully(),
+    ):
+        tuner.fit()
+
+
+def _short_name(trial: Any) -> str:
+    """Return a short folder name: paths of sockets and shared file systems are limited."""
+    return str(trial.trial_id)
+
+
+@contextlib.contextmanager
+def _terminate_gracefully() -> Iterator[None]:
+    """Let SIGTERM (Slurm, systemd, Kubernetes) stop the run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def make_callback(
+    *,
+    on_result: Callable[[dict[str, Any], dict[str, Any]], None],
+    on_end: Callable[[dict[str, Any], dict[str, Any], str | None], None],
+    on_tick: Callable[[int], None],
+    tick_s: float = 0.5,
+) -> Any:
+    """Return a Tune callback that hands the driver plain data.
+
+    Args:
+        on_result: Called with the configuration and the result of each epoch.
+        on_end: Called with the configuration, the last result and the error text, or None, when
+            Tune has done with a trial.
+        on_tick: Called at most every `tick_s` seconds with the number of running trials.
+        tick_s: Seconds between ticks.
+    """
+    from ray import tune
+
+    class StudyCallback(tune.Callback):
+        """Forwards; it holds nothing that Tune would have to pickle."""
+
+        def __init__(self) -> None:
+            self.last_tick = 0.0
+
+        def on_trial_result(self, trial: Any, result: dict[str, Any], **_: Any) -> None:
+            on_result(trial.config, result)
+
+        def on_trial_complete(self, trial: Any, **_: Any) -> None:
+            on_end(trial.config, trial.last_result or {}, None)
+
+        def on_trial_error(self, trial: Any, **_: Any) -> None:
+            on_end(trial.config, trial.last_result or {}, _error_text(trial))
+
+        def on_step_end(self, trials: Any, **_: Any) -> None:
+            if time.monotonic() - self.last_tick >= tick_s:
+                self.last_tick = time.monotonic()
+                on_tick(sum(trial.status == "RUNNING" for trial in trials))
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {"last_tick": 0.0}
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (tune.Callback, ())
+
+    return StudyCallback()
+
+
+def _error_text(trial: Any) -> str:
+    path = getattr(trial, "error_file", None)
+    if path and Path(path).is_file():
+        return Path(path).read_text(errors="replace")[-20_000:]
+    return "The trial's process died without a traceback."

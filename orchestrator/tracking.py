@@ -1,0 +1,312 @@
+"""MLflow: the only module that imports it. `python -m orchestrator.tracking` is the drain process.
+
+The study folder is the truth and MLflow a view of it. `drain` sends what the outbox says is new,
+`rebuild` fills a store from the folder alone; both may be repeated at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import StudyError
+from orchestrator.holding import locked
+from orchestrator.study import Study
+from orchestrator.tracking_drain import Drain
+from orchestrator.tracking_follow import follow
+from orchestrator.tracking_location import (
+    check_uri,
+    database_file,
+    default_uri,
+    is_database,
+    store_notice,
+    tracking_uri,
+)
+from orchestrator.tracking_runs import RunRefusedError, StoreDownError, StoredRun
+from orchestrator.tracking_view import Point
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = [
+    "StoreDownError",
+    "check_uri",
+    "default_uri",
+    "drain",
+    "prepare_store",
+    "rebuild",
+    "start_drain",
+    "store_notice",
+    "tracking_uri",
+]
+
+# Sending again is the drain's own work: MLflow's seven patient retries would hide an outage, and
+# repeat a `create_run` whose answer was lost. Nothing of a study is told to anybody else.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+_REFUSED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
+_log = logging.getLogger("orchestrator.tracking")
+
+
+def drain(study_dir: str | os.PathLike[str] | Study, uri: str) -> int:
+    """Send what the study's outbox holds to the store; return how many records were sent.
+
+    Raises:
+        StoreDownError: The store cannot be reached; nothing is lost.
+    """
+    study = _study(study_dir)
+    return _connect(study, uri).send()
+
+
+def rebuild(study: str | os.PathLike[str] | Study, uri: str) -> int:
+    """Fill the store from the study folder alone; return how many rows it has.
+
+    Raises:
+        StoreDownError: The store cannot be reached.
+    """
+    study = _study(study)
+    return _connect(study, uri).rebuild()
+
+
+def prepare_store(uri: str) -> None:
+    """Make the tables of a database store; nothing to do for a server.
+
+    MLflow fails if two processes open an empty database at once, so this is done under a lock,
+    before anything else opens it.
+
+    Raises:
+        StoreDownError: The database cannot be opened.
+    """
+    if not is_database(uri):
+        return
+    file = database_file(uri)
+    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    lock = Path(tempfile.gettempdir()) / f"nas-store-{os.getuid()}-{name}.lock"
+    if file is not None:
+        lock = file.with_name(f".{file.name}.lock")
+    try:
+        with locked(lock), _translated():
+            _client(uri).search_experiments(max_results=1)
+    except OSError as error:
+        raise StoreDownError(f"cannot make the MLflow store {uri}: {error.strerror}.") from error
+
+
+def start_drain(study: Study, uri: str) -> subprocess.Popen[bytes]:
+    """Start the drain process of a study; it follows this process and ends after it.
+
+    Its messages go to the study's `logs/tracking.log`. It leaves by itself soon after the driver's
+    last record, so waiting for it shows all of the study in MLflow, or gives up on a store that is
+    down.
+    """
+    study.logs.mkdir(parents=True, exist_ok=True)
+    package = os.fspath(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    arguments = ["--study", os.fspath(study.path), "--uri", uri, "--follow", str(os.getpid())]
+    with (study.logs / "tracking.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.tracking", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C is for the driver
+        )
+
+
+class MlflowStore:
+    """The study's experiment in an MLflow store; see `tracking_runs.Store`.
+
+    Args:
+        uri: MLflow tracking URI.
+        study: Whose experiment it is.
+    """
+
+    def __init__(self, uri: str, study: Study) -> None:
+        prepare_store(uri)
+        self._client = _client(uri)
+        # A server knows where its artifacts go. For a database MLflow's own choice would be a
+        # folder below whatever the current one is.
+        folder = study.root / "mlflow-artifacts" / study.name
+        self._artifacts = folder.as_uri() if is_database(uri) else None
+
+    def experiment(self, name: str) -> str:
+        """Return the id of the experiment, made if missing."""
+        from mlflow.exceptions import MlflowException
+
+        with _translated():
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                try:
+                    created = self._client.create_experiment(name, self._artifacts, _KIND)
+                    return str(created)
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                    found = self._client.get_experiment_by_name(name)
+        if found is None or found.lifecycle_stage != "active":
+            raise StoreDownError(
+                f"the MLflow experiment {name!r} is deleted. Restore it (mlflow experiments"
+                " restore) or remove it for good (mlflow gc); the study keeps its runs till then."
+            )
+        return str(found.experiment_id)
+
+    def runs(self, experiment_id: str, study_id: str) -> list[StoredRun]:
+        """Return the study's runs, oldest first."""
+        runs: list[StoredRun] = []
+        token = None
+        while True:
+            with _translated():
+                page = self._client.search_runs(
+                    [experiment_id],
+                    filter_string=f"tags.`nas.study_id` = '{study_id}'",
+                    max_results=1000,
+                    order_by=["attributes.start_time ASC"],
+                    page_token=token,
+                )
+            for run in page:
+                info, data = run.info, run.data
+                name, status, end = info.run_name, info.status, info.end_time
+                runs.append(
+                    StoredRun(
+                        info.run_id, name, status, end, data.tags, data.params.keys(), data.metrics
+                    )
+                )
+            token = page.token
+            if not token:
+                return runs
+
+    def create(self, experiment_id: str, name: str, start: int, tags: Mapping[str, str]) -> str:
+        """Make a run with status RUNNING and return its id."""
+        with _translated():
+            run = self._client.create_run(experiment_id, start, dict(tags), name)
+            return str(run.info.run_id)
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        points: Iterable[Point] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Add params and points and set tags, in as few requests as MLflow takes."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics = [Metric(p.metric, p.value, p.t, p.step) for p in points]
+        values = [Param(name, value) for name, value in (params or {}).items()]
+        marks = [RunTag(name, value) for name, value in (tags or {}).items()]
+        while metrics or values or marks:
+            room = 1000 - len(values[:100]) - len(marks[:100])  # of entities in one request
+            with _translated(refusable=True):
+                self._client.log_batch(run_id, metrics[:room], values[:100], marks[:100])
+            metrics, values, marks = metrics[room:], values[100:], marks[100:]
+
+    def steps(self, run_id: str, metrics: Iterable[str]) -> set[int]:
+        """Return the steps at which the run has any of the metrics."""
+        with _translated(refusable=True):
+            return {
+                point.step
+                for metric in metrics
+                for point in self._client.get_metric_history(run_id, metric)
+            }
+
+    def upload(self, run_id: str, folder: Path) -> None:
+        """Copy the files of a folder to the run's artifacts."""
+        with _translated(refusable=True):
+            self._client.log_artifacts(run_id, os.fspath(folder))
+
+    def set_status(self, run_id: str, status: str, end: int | None) -> None:
+        """Set the run's status, and its end unless None."""
+        with _translated(refusable=True):
+            if end is None:
+                self._client.update_run(run_id, status)
+            else:
+                self._client.set_terminated(run_id, status, end)
+
+
+# MLflow's pages open an experiment of this kind as a table of runs, not of traces.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the drain process; return its exit code."""
+    parser = argparse.ArgumentParser(description="Send a study to MLflow.")
+    parser.add_argument("--study", required=True, help="folder of the study")
+    parser.add_argument("--uri", required=True, help="MLflow tracking URI")
+    parser.add_argument("--follow", type=int, help="process id of the driver to follow")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver
+    with contextlib.suppress(OSError):
+        os.nice(10)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        study = Study.open(options.study)
+        connect = partial(_connect, study, options.uri)
+        return follow(study, connect, options.follow)
+    except StudyError as error:
+        _log.error("%s", error)
+        return 2
+
+
+def _connect(study: Study, uri: str) -> Drain:
+    return Drain(study, MlflowStore(uri, study), uri)
+
+
+def _study(study: str | os.PathLike[str] | Study) -> Study:
+    return study if isinstance(study, Study) else Study.open(study)
+
+
+def _client(uri: str) -> MlflowClient:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # MLflow sets up its tables here with what SQLAlchemy has deprecated.
+        warnings.simplefilter("ignore")
+        from mlflow import MlflowClient
+
+        return MlflowClient(uri, uri)
+
+
+@contextlib.contextmanager
+def _translated(*, refusable: bool = False) -> Iterator[None]:
+    # Refusable: a write to one run, which a person may have deleted. Anything else that fails is
+    # taken for an outage and tried again.
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except MlflowException as error:
+        text = str(error).strip().splitlines()[0] if str(error).strip() else error.error_code
+        if refusable and error.error_code in _REFUSED:
+            raise RunRefusedError(text) from error
+        raise StoreDownError(text) from error
+    except (RequestException, SQLAlchemyError) as error:
+        raise StoreDownError(f"{type(error).__name__}: {error}") from error
+    except OSError as error:
+        # Not the network: a folder of artifacts that cannot be written to from here.
+        kind = RunRefusedError if refusable else StoreDownError
+        raise kind(f"{type(error).__name__}: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""What a drain needs of a tracking store, and runs as a drain remembers them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.ledger import Row
+from orchestrator.tracking_notes import Outcome
+from orchestrator.tracking_view import Point
+from spaces.core.errors import NasError, SpaceError
+from spaces.core.genotype import Genotype
+
+_log = logging.getLogger(__name__)
+
+
+class StoreDownError(NasError):
+    """The tracking store cannot be reached or does not work now; nothing is lost by waiting."""
+
+
+class RunRefusedError(NasError):
+    """The store refuses a write to one run, for instance because a person deleted it."""
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as the store has it; `metrics` are the last values."""
+
+    run_id: str
+    name: str
+    status: str
+    end: int | None
+    tags: Mapping[str, str]
+    params: Collection[str]
+    metrics: Mapping[str, float]
+
+
+class Store(Protocol):
+    """What a drain needs of a tracking store. All raise StoreDownError; writes RunRefusedError."""
+
+    def experiment(self, name: str) -> str:
+        """Return the id of the experiment of that name, made if missing."""
+
+    def runs(self, experiment_id: str, study_id: str) -> list[StoredRun]:
+        """Return the study's runs, oldest first."""
+
+    def create(self, experiment_id: str, name: str, start: int, tags: Mapping[str, str]) -> str:
+        """Make a run with status RUNNING and return its id."""
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        points: Iterable[Point] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Add params and points and set tags."""
+
+    def steps(self, run_id: str, metrics: Iterable[str]) -> set[int]:
+        """Return the steps at which the run has any of the metrics."""
+
+    def upload(self, run_id: str, folder: Path) -> None:
+        """Copy the files of a folder to the run's artifacts."""
+
+    def set_status(self, run_id: str, status: str, end: int | None) -> None:
+        """Set the run's status, and its end unless None."""
+
+
+@dataclass
+class Run:
+    """A row's run: what of it the store has by now.
+
+    Attributes:
+        digest: Digest of the row that was sent whole, or None.
+        steps: Epochs whose points are there; None where the store has to be asked.
+        artifacts: Whether its artifacts were taken.
+    """
+
+    run_id: str
+    name: str
+    status: str
+    end: int | None
+    tags: dict[str, str]
+    params: set[str]
+    metrics: dict[str, float]
+    digest: str | None = None
+    steps: set[int] | None = None
+    artifacts: bool = True
+
+    def outcome(self) -> Outcome:
+        """Return what other runs and the study say of it."""
+        tags, metrics = self.tags, self.metrics
+        value = "search/val_accuracy" if tags["stage"] == "search" else "retrain/test_accuracy"
+        return Outcome(
+            key=tags["nas.key"],
+            run_id=self.run_id,
+            name=self.name,
+            label=tags.get("label", ""),
+            stage=tags["stage"],
+            status=tags.get("status", "running"),
+            genotype_hash=tags.get("genotype_hash"),
+            value=metrics.get(value),
+            time_s=metrics.get("cost/time_s"),
+        )
+
+
+def study_totals(outcomes: list[Outcome], end: int) -> list[Point]:
+    """Return the metrics of a study whose last row ended at `end`, in milliseconds since 1970."""
+    ended = [o for o in outcomes if o.status not in ("running", "interrupted")]
+    values: dict[str, float] = {"cost/time_s": sum(o.time_s or 0.0 for o in ended)}
+    for stage, metric in (("search", "best_val_accuracy"), ("retrain", "best_test_accuracy")):
+        of_stage = [o for o in ended if o.stage == stage]
+        values[f"study/{stage}_rows"] = float(len(of_stage))
+        good = [o.value for o in of_stage if o.value is not None and o.status == "finished"]
+        if good:
+            values[f"study/{metric}"] = max(good)
+    points = [Point(name, value, end, len(ended)) for name, value in sorted(values.items())]
+    return points if ended else []
+
+
+def write_artifacts(folder: Path, row: Row) -> None:
+    """Write a row's artifacts: curves.json, and genotype.json and cell.png if it has a genotype."""
+    form = row.to_json()
+    curves = {name: form[name] for name in ("key", "curve", "genotypes")}
+    (folder / "curves.json").write_text(json.dumps(curves))
+    if row.genotype is None:
+        return
+    (folder / "genotype.json").write_text(json.dumps(row.genotype, indent=1))
+    try:
+        genotype = Genotype.from_json(row.genotype)
+    except SpaceError as error:
+        _log.warning("row %s: %s", row.key, error)
+        return
+    from spaces.core.drawing import draw_genotype  # here: it brings matplotlib
+
+    draw_genotype(genotype, folder / "cell.png")

@@ -1,0 +1,244 @@
+"""The runs of one study in a tracking store: made once, and brought up to the study folder."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from orchestrator.ledger import Row, Stage
+from orchestrator.outbox import EPOCH_METRICS
+from orchestrator.study import Study
+from orchestrator.tracking_notes import row_note, study_note
+from orchestrator.tracking_runs import Run, RunRefusedError, Store, study_totals, write_artifacts
+from orchestrator.tracking_view import Point, digest, flat_params, milliseconds, view_of
+from spaces.core.errors import SpaceError
+
+_NOTE = "mlflow.note.content"
+_log = logging.getLogger(__name__)
+
+
+class Sender:
+    """What a store has of a study, and the writes that are missing there.
+
+    Every write may be repeated. A row's run gets its digest last, so that a row that was sent in
+    part is sent again.
+
+    Args:
+        study: The study.
+        store: The store.
+
+    Attributes:
+        parent: Run id of the study itself.
+        parent_status: Its MLflow status.
+        runs: Runs of rows by key, as far as the store has them.
+    """
+
+    def __init__(self, study: Study, store: Store) -> None:
+        self._study = study
+        self._store = store
+        self._experiment_id = ""
+        self.parent = ""
+        self.parent_status = ""
+        self.runs: dict[str, Run] = {}
+
+    def load(self) -> None:
+        """Look up what the store has; make the study's own run if it is missing."""
+        study = self._study
+        self._experiment_id = self._store.experiment(study.name)
+        self.parent, self.runs, whole = "", {}, False
+        for stored in self._store.runs(self._experiment_id, study.id):
+            key = stored.tags.get("nas.key")
+            if key is not None:
+                run = Run(
+                    stored.run_id, stored.name, stored.status, stored.end, dict(stored.tags),
+                    set(stored.params), dict(stored.metrics), stored.tags.get("nas.row"),
+                )  # fmt: skip
+                self.runs.setdefault(key, run)
+            elif not self.parent:
+                self.parent, self.parent_status = stored.run_id, stored.status
+                whole = "nas.row" in stored.tags
+        if not self.parent:
+            self._make_parent()
+        if not whole:
+            self._send_experiment()
+
+    def _make_parent(self) -> None:
+        study = self._study
+        tags = {
+            "stage": "study",
+            "nas.study_id": study.id,
+            "mlflow.source.name": study.command,
+            "mlflow.source.type": "LOCAL",
+        }
+        start = milliseconds(datetime.fromisoformat(study.created).timestamp())
+        self.parent = self._store.create(self._experiment_id, study.name, start, tags)
+        self.parent_status = "RUNNING"
+
+    def _send_experiment(self) -> None:
+        study = self._study
+        with tempfile.TemporaryDirectory() as folder, forgiving("of the study itself"):
+            for path in (study.experiment_file, study.path / "study.json"):
+                (Path(folder) / path.name).write_bytes(path.read_bytes())
+            self._store.upload(self.parent, Path(folder))
+            self._store.log(self.parent, tags={"nas.row": "study"})
+
+    def run_of(self, key: str, head: Row | None) -> Run:
+        """Return the run of a row, made if missing with what `head` says of it.
+
+        Raises:
+            ValueError: There is neither a run nor a head.
+        """
+        run = self.runs.get(key)
+        if run is not None:
+            if head is not None:
+                # A drain killed between making the run and describing it left it without params.
+                self._send_params(run, flat_params(head))
+            return run
+        if head is None:
+            raise ValueError(f"row {key} has neither a run nor a head")
+        view = view_of(head, self._study.id, self.parent)
+        tags = {**view.tags, "status": "running"}
+        run_id = self._store.create(self._experiment_id, view.name, view.start, tags)
+        run = Run(run_id, view.name, "RUNNING", None, tags, set(), {}, steps=set())
+        self.runs[key] = run
+        self._send_params(run, view.params)
+        return run
+
+    def _send_params(self, run: Run, params: Mapping[str, str]) -> None:
+        new = {name: value for name, value in params.items() if name not in run.params}
+        if new:
+            self._store.log(run.run_id, params=new)
+            run.params.update(new)
+
+    def steps_of(self, run: Run) -> set[int]:
+        """Return the epochs whose points the run has."""
+        if run.steps is None:
+            stage: Stage = "search" if run.tags["stage"] == "search" else "retrain"
+            names = [f"{stage}/{name}" for name in EPOCH_METRICS[stage]]
+            run.steps = self._store.steps(run.run_id, [n for n in names if n in run.metrics])
+        return run.steps
+
+    def add_points(self, run: Run, points: list[Point]) -> None:
+        """Add points of epochs that the store lacks."""
+        self._store.log(run.run_id, points=points)
+        self.steps_of(run).update(p.step for p in points)
+        run.metrics.update({p.metric: p.value for p in sorted(points, key=lambda p: p.step)})
+
+    def send_row(self, run: Run, row: Row, points: list[Point]) -> None:
+        """Send a row of the ledger whole but for its status, which `describe` sets.
+
+        Args:
+            run: Its run.
+            row: The row.
+            points: Points of epochs that were reported live and are not in the store.
+        """
+        view = view_of(row, self._study.id, self.parent)
+        if run.digest == digest(row) and run.status == view.status and not points:
+            return
+        steps = self.steps_of(run) | {p.step for p in points}
+        points = points + [p for p in view.curve if p.step not in steps] + view.totals
+        self._store.log(run.run_id, points=points, tags=view.tags)
+        steps.update(p.step for p in view.curve)
+        run.steps, run.tags, run.digest = steps, {**run.tags, **view.tags}, None
+        run.metrics |= {p.metric: p.value for p in [*view.curve, *view.totals]}
+        with tempfile.TemporaryDirectory() as folder:
+            write_artifacts(Path(folder), row)
+            run.artifacts = False
+            with forgiving(f"{row.key}: its artifacts"):
+                self._store.upload(run.run_id, Path(folder))
+                run.artifacts = True
+
+    def describe(self, keys: Iterable[str]) -> None:
+        """Finish the runs of rows just sent, and tell the runs that are linked with them."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for key, run in self.runs.items():
+            if "genotype_hash" in run.tags:
+                found.setdefault((run.tags["genotype_hash"], run.tags["stage"]), []).append(key)
+        linked: dict[str, list[str]] = {}
+        for key in keys:
+            tags = self.runs[key].tags if key in self.runs else {}
+            other = "retrain" if tags.get("stage") == "search" else "search"
+            linked[key] = found.get((tags.get("genotype_hash", ""), other), [])
+        for key in list(linked):
+            for other in linked[key]:
+                if other not in linked and self.runs[other].digest:
+                    tags = self.runs[other].tags
+                    linked[other] = found.get(
+                        (tags["genotype_hash"], self.runs[key].tags["stage"]), []
+                    )
+        for key, others in linked.items():
+            row = self._study.ledger.read(key)
+            if row is not None and key in self.runs:
+                with forgiving(key):
+                    self._finish(self.runs[key], row, others)
+
+    def _finish(self, run: Run, row: Row, related: Iterable[str]) -> None:
+        view = view_of(row, self._study.id, self.parent)
+        others = [self.runs[key].outcome() for key in related]
+        # Without its artifacts a row is not whole: a rebuild sends it again.
+        tags = {"nas.row": digest(row) if run.artifacts else "incomplete"}
+        with contextlib.suppress(SpaceError):
+            tags[_NOTE] = row_note(row, run.outcome(), others, self._experiment_id)
+        if any(run.tags.get(name) != value for name, value in tags.items()):
+            self._store.log(run.run_id, tags=tags)
+            run.tags |= tags
+        run.digest = tags["nas.row"]
+        if run.status != view.status or run.end != view.end:
+            self._store.set_status(run.run_id, view.status, view.end)
+            run.status, run.end = view.status, view.end
+
+    def mark(self, run: Run, status: str) -> None:
+        """Set a row without an end to RUNNING or KILLED."""
+        word = {"RUNNING": "running", "KILLED": "interrupted"}[status]
+        if run.status == status and run.tags.get("status") == word:
+            return
+        self._store.log(run.run_id, tags={"status": word})
+        end = milliseconds(time.time()) if status == "KILLED" else None
+        self._store.set_status(run.run_id, status, end)
+        run.tags["status"], run.status = word, status
+
+    def send_partial(self, row: Row) -> None:
+        """Send what is known of a row that was begun and has no end."""
+        run = self.run_of(row.key, row)
+        view = view_of(replace(row, ended=None), self._study.id, self.parent)
+        points = [p for p in view.curve if p.step not in self.steps_of(run)]
+        tags = {n: v for n, v in view.tags.items() if n != "status" and run.tags.get(n) != v}
+        if points or tags:
+            self._store.log(run.run_id, points=points, tags=tags)
+            self.steps_of(run).update(p.step for p in points)
+            run.tags |= tags
+
+    def describe_study(self, status: str) -> None:
+        """Set the status, note and totals of the study's own run."""
+        runs = list(self.runs.values())
+        outcomes = [run.outcome() for run in runs]
+        tags = {_NOTE: study_note(self._study.name, outcomes, self._experiment_id)}
+        tags["status"] = {"RUNNING": "running", "KILLED": "interrupted"}.get(status, status.lower())
+        for name in ("method", "space", "dataset"):
+            values = {run.tags[name] for run in runs if run.tags["stage"] == "search"}
+            if values:
+                tags[name] = ", ".join(sorted(values))
+        # Of rows in the ledger alone: what was interrupted has another end each time it is found.
+        end = max((run.end or 0 for run in runs if run.digest), default=0)
+        points = [] if status == "RUNNING" else study_totals(outcomes, end)
+        with forgiving("of the study itself"):
+            self._store.log(self.parent, tags=tags, points=points)
+            if status != self.parent_status:
+                close = None if status == "RUNNING" else (end or milliseconds(time.time()))
+                self._store.set_status(self.parent, status, close)
+                self.parent_status = status
+
+
+@contextlib.contextmanager
+def forgiving(key: str) -> Iterator[None]:
+    """Log a run's refusal and go on with the others."""
+    try:
+        yield
+    except RunRefusedError as error:
+        _log.warning("row %s was left out: %s", key, error)

@@ -1,0 +1,1 @@
+"""What is searched: cell spaces and the supernet engine. torch only."""

@@ -1,0 +1,1 @@
+"""Machinery shared by every space: engine, genotypes, plug-in look-up."""

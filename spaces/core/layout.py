@@ -1,0 +1,81 @@
+"""How a space describes itself to the engine: the edges of its cells and how cells are stacked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CellTopology:
+    """Edges and candidate operations of one cell type.
+
+    Attributes:
+        name: Cell type.
+        num_inputs: Number of input nodes, which come first.
+        edges: (source, target) of every edge: the rows of the op weights.
+        operations: Candidate operations: the columns of the op weights.
+        concat: Nodes whose outputs are concatenated into the cell's output.
+        pool_norm: Whether a pooling candidate of the supernet is followed by a batch norm.
+    """
+
+    name: str
+    num_inputs: int
+    edges: tuple[tuple[int, int], ...]
+    operations: tuple[str, ...]
+    concat: tuple[int, ...]
+    pool_norm: bool
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes, inputs included."""
+        return max(target for _, target in self.edges) + 1
+
+
+@dataclass(frozen=True)
+class CellLayer:
+    """One cell in the stack.
+
+    Attributes:
+        cell: Cell type.
+        channels: Channels of every node.
+        input_channels: Channels of each input, as it comes from an earlier layer.
+        input_strides: Stride of the projection of each input; empty if inputs are not projected.
+        stride: Stride of the edges that leave an input node.
+        out_channels: Channels of the output.
+    """
+
+    cell: str
+    channels: int
+    input_channels: tuple[int, ...]
+    input_strides: tuple[int, ...]
+    stride: int
+    out_channels: int
+
+
+@dataclass(frozen=True)
+class ResidualLayer:
+    """A residual block with stride 2 between two stages of cells."""
+
+    in_channels: int
+    out_channels: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A whole network: stem, layers, head.
+
+    Attributes:
+        in_channels: Channels of the images.
+        num_classes: Classes.
+        stem_channels: Channels of the stem's 3x3 convolution.
+        layers: Cells and residual blocks in order.
+        final_norm: Whether a batch norm and a ReLU come before global pooling.
+        auxiliary_after: Index of the layer whose output feeds the auxiliary head, None for no head.
+    """
+
+    in_channels: int
+    num_classes: int
+    stem_channels: int
+    layers: tuple[CellLayer | ResidualLayer, ...]
+    final_norm: bool
+    auxiliary_after: int | None = None

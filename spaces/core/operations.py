@@ -1,0 +1,122 @@
+"""Candidate operations: each maps a source node `(B, C, H, W)` to `(B, C, H', W')`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spaces.core.errors import SpaceError, near_miss
+from spaces.core.layers import BatchNorm, ConvNorm, FactorizedReduce, PointwiseConv, Source
+from spaces.core.mixture import Norm
+
+PARAMETER_FREE = frozenset({"none", "skip_connect", "max_pool_3x3", "avg_pool_3x3"})
+
+
+class Skip(nn.Module):
+    """The source itself."""
+
+    def forward(self, source: Source, norm: Norm) -> Tensor:  # noqa: ARG002 (one call for all)
+        """Return the source, `(B, C, H, W)`."""
+        return source.raw
+
+
+class Pool(nn.Module):
+    """3x3 pooling; the average leaves the padding out."""
+
+    def __init__(self, kind: str, *, stride: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.stride = stride
+
+    def forward(self, source: Source, norm: Norm) -> Tensor:  # noqa: ARG002 (one call for all)
+        """Return the pooled source, `(B, C, H', W')`."""
+        return pool(source.raw, self.kind, self.stride)
+
+
+class DepthwiseStage(nn.Module):
+    """Depthwise convolution, 1x1 convolution, batch norm: half a separable convolution.
+
+    With dilation 2 and alone it is the dilated convolution of the DARTS space.
+    """
+
+    def __init__(
+        self, channels: int, kernel: int, *, stride: int, dilation: int, affine: bool
+    ) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(
+            channels,
+            channels,
+            kernel,
+            stride=stride,
+            padding=dilation * (kernel // 2),
+            dilation=dilation,
+            groups=channels,
+            bias=False,
+        )
+        self.pointwise = PointwiseConv(channels, channels)
+        self.batch_norm = BatchNorm(channels, affine=affine)
+
+    def forward(self, source: Source, norm: Norm, scale: Tensor | None = None) -> Tensor:
+        """Map a source `(B, C, H, W)` to `(B, C, H', W')`."""
+        return self.batch_norm(self.pointwise(self.depthwise(source.rectified)), norm, scale)
+
+
+class SeparableConv(nn.Module):
+    """Two depthwise separable convolutions, the stride in the first."""
+
+    def __init__(self, channels: int, kernel: int, *, stride: int, affine: bool) -> None:
+        super().__init__()
+        self.first = DepthwiseStage(channels, kernel, stride=stride, dilation=1, affine=affine)
+        self.second = DepthwiseStage(channels, kernel, stride=1, dilation=1, affine=affine)
+
+    def forward(self, source: Source, norm: Norm, scale: Tensor | None = None) -> Tensor:
+        """Map a source `(B, C, H, W)` to `(B, C, H', W')`."""
+        return self.second(Source(self.first(source, norm)), norm, scale)
+
+
+def pool(x: Tensor, operation: str, stride: int) -> Tensor:
+    """Pool `(B, C, H, W)` over 3x3 windows with padding 1, to `(B, C, H', W')`."""
+    if operation == "max_pool_3x3":
+        return functional.max_pool2d(x, 3, stride, 1)
+    return functional.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
+
+
+def is_pool(operation: str) -> bool:
+    """Say whether an operation is a pooling."""
+    return operation in {"max_pool_3x3", "avg_pool_3x3"}
+
+
+def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
+    return Skip() if stride == 1 else FactorizedReduce(channels, channels, affine=affine)
+
+
+_BUILDERS: Mapping[str, Callable[[int, int, bool], nn.Module]] = {
+    "skip_connect": _skip,
+    "max_pool_3x3": lambda _, stride, __: Pool("max_pool_3x3", stride=stride),
+    "avg_pool_3x3": lambda _, stride, __: Pool("avg_pool_3x3", stride=stride),
+    "nor_conv_1x1": lambda c, stride, a: ConvNorm(c, c, 1, stride=stride, affine=a),
+    "nor_conv_3x3": lambda c, stride, a: ConvNorm(c, c, 3, stride=stride, affine=a),
+    "sep_conv_3x3": lambda c, stride, a: SeparableConv(c, 3, stride=stride, affine=a),
+    "sep_conv_5x5": lambda c, stride, a: SeparableConv(c, 5, stride=stride, affine=a),
+    "dil_conv_3x3": lambda c, stride, a: DepthwiseStage(c, 3, stride=stride, dilation=2, affine=a),
+    "dil_conv_5x5": lambda c, stride, a: DepthwiseStage(c, 5, stride=stride, dilation=2, affine=a),
+}
+
+
+def build_operation(name: str, channels: int, *, stride: int, affine: bool) -> nn.Module:
+    """Build an operation other than `none`; called as `operation(source, norm)`.
+
+    Args:
+        name: Name of the operation.
+        channels: Channels in and out.
+        stride: 1 or 2.
+        affine: Whether its batch norms have weights of their own.
+
+    Raises:
+        SpaceError: There is no such operation.
+    """
+    if name not in _BUILDERS:
+        raise SpaceError(f"There is no operation '{name}'.{near_miss(name, _BUILDERS)}")
+    return _BUILDERS[name](channels, stride, affine)

@@ -1,0 +1,339 @@
+"""Plug-in look-up: name -> module, by file name, with an error that helps.
+
+A plug-in is one Python file in the folder of its kind. It is looked for in the package, then in the
+entry points `nas_orchestrator.<kind>`, then in the folders of NAS_PLUGINS (`DIR/<kind>/<file>.py`).
+Nothing registers itself: a Ray worker is a fresh process in which no decorator has run.
+
+Names, summaries and settings are read from the source as syntax, so that a wrong experiment file is
+refused in well under a second, without importing torch. This is why a plug-in's `Config` uses the
+standard library alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from spaces.core.errors import PluginSettingsError, UnknownPluginError, near_miss
+
+PACKAGES: Mapping[str, str] = {
+    "spaces": "spaces",
+    "methods": "trainables.methods",
+    "selections": "trainables.selection",
+    "datasets": "trainables.datasets",
+}
+ENVIRONMENT_VARIABLE = "NAS_PLUGINS"
+_SINGULAR = {
+    "spaces": "space",
+    "methods": "method",
+    "selections": "selection",
+    "datasets": "dataset",
+}
+_CONSTANTS = frozenset({"EXPORTS", "SOURCE", "RESULTS_VERSION"})
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class PluginInfo:
+    """What is known of a plug-in without importing it.
+
+    Attributes:
+        name: Its name in an experiment file.
+        kind: One of `PACKAGES`.
+        summary: First line of the module's docstring.
+        source: Paper or code that it follows.
+        results_version: Raised by hand whenever results change; part of a row's key.
+        path: Its source file.
+        module: Name under which it is imported.
+        config: Frozen dataclass of its settings.
+    """
+
+    name: str
+    kind: str
+    summary: str
+    source: str
+    results_version: int
+    path: Path
+    module: str
+    config: type[Any]
+
+
+def plugin_folders() -> tuple[Path, ...]:
+    """Return the user's plug-in folders, from NAS_PLUGINS (separated as in PATH)."""
+    text = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    return tuple(Path(part).expanduser().resolve() for part in text.split(os.pathsep) if part)
+
+
+def folders_digest(folders: tuple[Path, ...]) -> str | None:
+    """Return a content digest of the Python files below `folders`, or None if there is none.
+
+    Returns:
+        16 hexadecimal characters, independent of where the folders are.
+    """
+    if not folders:
+        return None
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def available(kind: str) -> tuple[str, ...]:
+    """Return the names of all plug-ins of a kind, sorted."""
+    return tuple(sorted(_found(kind)))
+
+
+def describe(kind: str, name: str) -> PluginInfo:
+    """Return what the source file of a plug-in says of it, without importing it.
+
+    Raises:
+        UnknownPluginError: `kind` has no plug-in of that name.
+    """
+    found = _found(kind)
+    if name not in found:
+        folder = _folder(kind).relative_to(_ROOT) if _folder(kind).is_relative_to(_ROOT) else kind
+        raise UnknownPluginError(
+            f"{kind} has no plug-in {name!r}; it has {', '.join(sorted(found))}."
+            f"{near_miss(name, found)} To add one, create {folder}/{name}.py."
+        )
+    return found[name]
+
+
+def load(kind: str, name: str) -> types.ModuleType:
+    """Import the module of a plug-in.
+
+    Raises:
+        UnknownPluginError: `kind` has no plug-in of that name.
+    """
+    info = describe(kind, name)
+    if info.module in sys.modules:
+        return sys.modules[info.module]
+    if not info.module.startswith("nas_plugins."):
+        return importlib.import_module(info.module)
+    spec = importlib.util.spec_from_file_location(info.module, info.path)
+    if spec is None or spec.loader is None:
+        raise UnknownPluginError(f"{info.path} cannot be imported as a Python module.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[info.module] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def make_config(kind: str, settings: str | Mapping[str, Any]) -> tuple[str, Any]:
+    """Return a plug-in's name and its checked settings.
+
+    Args:
+        kind: One of `PACKAGES`.
+        settings: A name, or a mapping with `name` and any of the plug-in's settings.
+
+    Raises:
+        UnknownPluginError: No such plug-in.
+        PluginSettingsError: A key or a value that its `Config` does not accept.
+    """
+    what = _SINGULAR[kind]
+    if isinstance(settings, str):
+        settings = {"name": settings}
+    if "name" not in settings:
+        raise PluginSettingsError(f"{what}.name is missing, got keys {sorted(settings)}.")
+    name = settings["name"]
+    if not isinstance(name, str):
+        raise PluginSettingsError(f"{what}.name must be text, got {name!r}.")
+    given = {key: value for key, value in settings.items() if key != "name"}
+    return name, typed_config(describe(kind, name).config, given, where=what, owner=name)
+
+
+def settings_of(name: str, config: Any) -> dict[str, Any]:
+    """Return the whole mapping that `make_config` would read: the name and every setting."""
+    settings = dataclasses.asdict(config)
+    return {"name": name, **json.loads(json.dumps(settings))}
+
+
+def typed_config(config: type[Any], given: Mapping[str, Any], *, where: str, owner: str) -> Any:
+    """Build a settings dataclass, checking keys and types first.
+
+    Args:
+        config: Dataclass with resolvable annotations.
+        given: Values by field name.
+        where: Key of the experiment file under which they stand, for messages.
+        owner: Who has these settings, for messages.
+
+    Raises:
+        PluginSettingsError: Unknown or missing key, wrong type, or a value that it refuses.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    hints = typing.get_type_hints(config)
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in fields:
+            has = f" {owner} has {', '.join(fields)}." if fields else f" {owner} has no settings."
+            miss = near_miss(str(key), fields)
+            raise PluginSettingsError(f"{where}.{key} is not a setting.{miss or has}")
+        values[key] = coerce(value, hints[key], f"{where}.{key}")
+    for key, field in fields.items():
+        no_default = field.default is dataclasses.MISSING
+        if no_default and field.default_factory is dataclasses.MISSING and key not in values:
+            raise PluginSettingsError(
+                f"{where}.{key} must be given: {owner} has no default for it."
+            )
+    try:
+        return config(**values)
+    except (ValueError, TypeError) as error:
+        raise PluginSettingsError(f"{where}.{error}") from error
+
+
+def coerce(value: Any, hint: Any, where: str) -> Any:
+    """Return `value` as the type of `hint`, or raise with what must hold and what was got.
+
+    An integer is accepted where a float is asked for; text never is.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        rest = [argument for argument in arguments if argument is not type(None)]
+        return coerce(value, rest[0], where)
+    if origin is typing.Literal:
+        if value in arguments and not isinstance(value, bool):
+            return value
+        choices = ", ".join(str(argument) for argument in arguments)
+        miss = near_miss(str(value), [str(argument) for argument in arguments])
+        raise PluginSettingsError(f"{where} must be one of {choices}, got {value!r}.{miss}")
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise PluginSettingsError(f"{where} must be a list, got {value!r}.")
+        inner = arguments[0]
+        return tuple(coerce(item, inner, f"{where}[{index}]") for index, item in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and not (hint is int and isinstance(value, bool))
+    ):
+        return value
+    expected = getattr(hint, "__name__", str(hint))
+    raise PluginSettingsError(f"{where} must be {expected}, got {value!r}.{number_hint(value)}")
+
+
+def number_hint(value: Any) -> str:
+    """Explain YAML's reading of `1e-4` as text, where that is what happened."""
+    if not isinstance(value, str):
+        return ""
+    try:
+        number = float(value)
+    except ValueError:
+        return ""
+    if "e" in value.lower() and "." not in value:
+        mantissa, exponent = value.lower().split("e")
+        sign = "" if exponent.startswith(("-", "+")) else "+"
+        return f" YAML reads {value} as text; write {mantissa}.0e{sign}{exponent}."
+    return f" Write {number:g} without quotation marks."
+
+
+def _folder(kind: str) -> Path:
+    if kind not in PACKAGES:
+        raise UnknownPluginError(
+            f"There is no kind {kind!r} of plug-in; there is {list(PACKAGES)}."
+        )
+    return _ROOT.joinpath(*PACKAGES[kind].split("."))
+
+
+def _found(kind: str) -> dict[str, PluginInfo]:
+    found: dict[str, PluginInfo] = {}
+    for module, path in _files(kind):
+        for info in _read(kind, module, path, path.stat().st_mtime_ns):
+            found.setdefault(info.name, info)
+    return found
+
+
+def _files(kind: str) -> Iterator[tuple[str, Path]]:
+    for path in sorted(_folder(kind).glob("*.py")):
+        if not path.name.startswith("_"):
+            yield f"{PACKAGES[kind]}.{path.stem}", path
+    for entry in entry_points(group=f"nas_orchestrator.{kind}"):
+        spec = importlib.util.find_spec(entry.value)
+        if spec is not None and spec.origin is not None:
+            yield entry.value, Path(spec.origin)
+    for folder in plugin_folders():
+        for path in sorted((folder / kind).glob("*.py")):
+            if not path.name.startswith("_"):
+                yield f"nas_plugins.{kind}.{path.stem}", path
+
+
+@lru_cache(maxsize=256)
+def _read(kind: str, module: str, path: Path, _mtime_ns: int) -> tuple[PluginInfo, ...]:
+    """Read a plug-in file as syntax; `_mtime_ns` is there to make the cache notice an edit."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise UnknownPluginError(f"{path} is no readable Python file: {error}") from error
+    constants = _constants(tree)
+    names = constants.get("EXPORTS", (path.stem,))
+    summary = (ast.get_docstring(tree) or path.stem).splitlines()[0]
+    config = _config_class(tree, path)
+    if config is None:
+        return ()
+    return tuple(
+        PluginInfo(
+            name=name,
+            kind=kind,
+            summary=summary,
+            source=str(constants.get("SOURCE", "")),
+            results_version=int(constants.get("RESULTS_VERSION", 1)),
+            path=path,
+            module=module,
+            config=config,
+        )
+        for name in names
+    )
+
+
+def _constants(tree: ast.Module) -> dict[str, Any]:
+    constants: dict[str, Any] = {}
+    for node in tree.body:
+        if not isinstance(node, ast.Assign):
+            continue
+        for target in node.targets:
+            if isinstance(target, ast.Name) and target.id in _CONSTANTS:
+                constants[target.id] = ast.literal_eval(node.value)
+    return constants
+
+
+def _config_class(tree: ast.Module, path: Path) -> type[Any] | None:
+    """Execute the class `Config` of a module alone, with its standard-library imports."""
+    body: list[ast.stmt] = []
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            keep = node.module.split(".")[0] in sys.stdlib_module_names
+        elif isinstance(node, ast.Import):
+            keep = all(alias.name.split(".")[0] in sys.stdlib_module_names for alias in node.names)
+        else:
+            keep = isinstance(node, ast.ClassDef) and node.name == "Config"
+        if keep:
+            body.append(node)
+    if not any(isinstance(node, ast.ClassDef) for node in body):
+        return None
+    # dataclasses and get_type_hints look the class's module up in sys.modules.
+    holder = types.ModuleType(f"_nas_config_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}")
+    sys.modules[holder.__name__] = holder
+    code = compile(ast.Module(body=body, type_ignores=[]), str(path), "exec")
+    exec(code, holder.__dict__)
+    config = holder.__dict__["Config"]
+    if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
+        raise UnknownPluginError(f"{path}: Config must be a frozen dataclass.")
+    return config

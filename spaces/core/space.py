@@ -1,0 +1,217 @@
+"""What a search space is: cells, candidate operations, and how both kinds of network are built."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spaces.core.errors import SpaceError, near_miss
+from spaces.core.genotype import Cell, EdgeChoice, Genotype
+from spaces.core.layout import CellTopology, Layout
+from spaces.core.network import Network
+from spaces.core.operations import PARAMETER_FREE
+from spaces.core.supernet import Supernet
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Size of the published network that a space's genotypes are compared in.
+
+    Attributes:
+        channels: Channels of the first cell.
+        cells: Number of cells (per stage in NAS-Bench-201).
+        classes: Number of classes.
+        in_channels: Channels of the images.
+        image_size: Side of the images, in pixels.
+    """
+
+    channels: int
+    cells: int
+    classes: int
+    in_channels: int = 3
+    image_size: int = 32
+
+
+class Space(ABC):
+    """A cell search space at one setting.
+
+    Attributes:
+        name: Name of the plug-in.
+        config: Its settings.
+        cell_types: Names of the cell types, in the order of a genotype's cells.
+        operations: By cell type, the candidate operations: columns of the op weights.
+        edges: By cell type, (source, target) of every edge: rows of the op weights.
+        evaluation: Size of the published evaluation network.
+        has_auxiliary: Whether its networks can have an auxiliary head.
+        parameter_free: Operations without weights, whose dominance marks a collapsed search.
+        skip_operation: Name of the skip connection.
+    """
+
+    evaluation: Evaluation
+    has_auxiliary: bool
+    parameter_free: frozenset[str] = PARAMETER_FREE
+    skip_operation: str = "skip_connect"
+
+    def __init__(self, name: str, config: Any, topologies: tuple[CellTopology, ...]) -> None:
+        self.name = name
+        self.config = config
+        self.topologies = topologies
+        self.cell_types = tuple(topology.name for topology in topologies)
+        self.operations = {topology.name: topology.operations for topology in topologies}
+        self.edges = {topology.name: topology.edges for topology in topologies}
+
+    def alpha_shapes(self) -> dict[str, tuple[int, int]]:
+        """Return (num_edges, num_ops) of every cell type."""
+        return {name: (len(self.edges[name]), len(self.operations[name])) for name in self.edges}
+
+    @abstractmethod
+    def supernet_layout(self, in_channels: int, num_classes: int) -> Layout:
+        """Return how the cells of the supernet are stacked."""
+
+    @abstractmethod
+    def network_layout(
+        self, in_channels: int, num_classes: int, *, channels: int, cells: int, auxiliary: bool
+    ) -> Layout:
+        """Return how the cells of a genotype's network are stacked."""
+
+    @abstractmethod
+    def choose(self, name: str, op_weights: Tensor) -> Cell:
+        """Return the cell that op weights `(num_edges, num_ops)` of a cell type stand for."""
+
+    @abstractmethod
+    def parse(self, text: str) -> Genotype:
+        """Read a genotype from the space's official text form, or from JSON."""
+
+    @abstractmethod
+    def format(self, genotype: Genotype) -> str:
+        """Write a genotype in the space's official text form."""
+
+    @abstractmethod
+    def check_cell(self, cell: Cell) -> None:
+        """Raise SpaceError where a cell does not fit the rules of the space."""
+
+    def build_supernet(self, in_channels: int, num_classes: int, *, seed: int) -> Supernet:
+        """Build the supernet on the CPU in float32, from `seed`; the global RNG is untouched."""
+        with _seeded(seed):
+            return Supernet(self.topologies, self.supernet_layout(in_channels, num_classes))
+
+    def build_network(
+        self,
+        genotype: Genotype,
+        in_channels: int,
+        num_classes: int,
+        *,
+        channels: int | None = None,
+        cells: int | None = None,
+        auxiliary: bool = False,
+        image_size: int = 32,
+        seed: int = 0,
+    ) -> Network:
+        """Build a genotype's network, CPU, float32.
+
+        Args:
+            genotype: The architecture.
+            in_channels: Channels of the images.
+            num_classes: Classes.
+            channels: Channels of the first cell; None is the published evaluation network.
+            cells: Number of cells (per stage in NAS-Bench-201); None likewise.
+            auxiliary: Whether it has an auxiliary head.
+            image_size: Side of the images, in pixels.
+            seed: Seed of the initial weights. The global RNG is untouched.
+
+        Returns:
+            Network; `network(images, drop_path, generator)` gives logits and auxiliary logits.
+
+        Raises:
+            SpaceError: The genotype is not one of this space, or a size is impossible.
+        """
+        self.check(genotype)
+        channels = self.evaluation.channels if channels is None else channels
+        cells = self.evaluation.cells if cells is None else cells
+        sizes = {
+            "in_channels": in_channels,
+            "num_classes": num_classes,
+            "channels": channels,
+            "cells": cells,
+            "image_size": image_size,
+        }
+        for what, value in sizes.items():
+            if value < 1:
+                raise SpaceError(f"{what} must be >= 1, got {value}.")
+        if auxiliary and not self.has_auxiliary:
+            raise SpaceError(
+                f"The networks of space '{self.name}' have no auxiliary head; set "
+                "auxiliary_weight to 0."
+            )
+        layout = self.network_layout(
+            in_channels, num_classes, channels=channels, cells=cells, auxiliary=auxiliary
+        )
+        with _seeded(seed):
+            return Network(genotype, layout)
+
+    def discretize(self, op_weights: Mapping[str, Tensor]) -> Genotype:
+        """Return the genotype that op weights stand for.
+
+        Args:
+            op_weights: By cell type, `(num_edges, num_ops)`; only their order matters.
+
+        Raises:
+            SpaceError: A cell type is missing, a shape is wrong or a value is not finite.
+        """
+        cells = []
+        for name, shape in self.alpha_shapes().items():
+            if name not in op_weights:
+                raise SpaceError(f"op_weights must have '{name}', got {list(op_weights)}.")
+            values = op_weights[name].detach().cpu()
+            if tuple(values.shape) != shape:
+                raise SpaceError(
+                    f"op_weights['{name}'] must have shape {shape} (num_edges, num_ops), got "
+                    f"{tuple(values.shape)}."
+                )
+            if not bool(torch.isfinite(values).all()):
+                raise SpaceError(f"op_weights['{name}'] must be finite, got {values.tolist()}.")
+            cells.append(self.choose(name, values))
+        return Genotype(self.name, tuple(cells))
+
+    def check(self, genotype: Genotype) -> None:
+        """Raise SpaceError, with what is wrong, where a genotype is not one of this space."""
+        if genotype.space != self.name:
+            raise SpaceError(
+                f"The genotype is one of space '{genotype.space}', not of '{self.name}'."
+            )
+        names = tuple(cell.name for cell in genotype.cells)
+        if sorted(names) != sorted(self.cell_types):
+            raise SpaceError(
+                f"A genotype of '{self.name}' must have the cells {list(self.cell_types)}, got "
+                f"{list(names)}."
+            )
+        for cell in genotype.cells:
+            for edge in cell.edges:
+                self._check_edge(cell.name, edge)
+            self.check_cell(cell)
+
+    def _check_edge(self, name: str, edge: EdgeChoice) -> None:
+        if (edge.source, edge.target) not in self.edges[name]:
+            raise SpaceError(
+                f"Cell '{name}' of '{self.name}' has no edge {edge.source} -> {edge.target}."
+            )
+        operations = self.operations[name]
+        if edge.operation not in operations:
+            raise SpaceError(
+                f"Cell '{name}' of '{self.name}' has no operation '{edge.operation}'; it has "
+                f"{', '.join(operations)}.{near_miss(edge.operation, operations)}"
+            )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        # The CPU's generator alone: torch.manual_seed would reseed those of the GPUs as well.
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -1,0 +1,116 @@
+"""What every dataset plug-in must do; those that need files are given small ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spaces.core import plugins
+from tests.trainables.test_datasets import encoded, pictures, write, write_official_file
+from trainables.datasets import cifar10
+from trainables.errors import DataError
+from trainables.images import Batches
+
+
+def _settings(name: str, folder: Path) -> dict[str, Any]:
+    """Return settings under which a shipped dataset can be read from `folder`."""
+    if name == "cifar10":
+        for names in cifar10.FILES.values():
+            for file in names:
+                pixels = pictures(10, 3072, seed=len(file))
+                write_official_file(folder / cifar10.FOLDER / file, pixels, list(range(10)))
+        return {"root": str(folder)}
+    if name == "parquet":
+        labels = [0, 1, 2, 3] * 3
+        train = write(folder / "train.parquet", encoded(pictures(12, 9, 9)), labels)
+        test = write(folder / "test.parquet", encoded(pictures(12, 9, 9, seed=1)), labels)
+        return {"train": train, "test": test}
+    return {}
+
+
+@pytest.fixture(params=plugins.available("datasets"))
+def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Any]:
+    settings = {"name": request.param, **_settings(request.param, tmp_path)}
+    return plugins.load("datasets", request.param), plugins.make_config("datasets", settings)[1]
+
+
+def test_both_splits_fit_together(dataset: tuple[Any, Any]):
+    module, config = dataset
+    assert module.splits(config) == ("train", "test")
+    train, test = module.load(config, "train"), module.load(config, "test")
+    assert len(train) >= len(test) > 0
+    assert train.images.shape[1:] == test.images.shape[1:]
+    for name in ("num_classes", "mean", "std", "classes", "crop_padding", "flip"):
+        assert getattr(train, name) == getattr(test, name)
+    assert train.labels.unique().tolist() == list(range(train.num_classes))
+    assert len(train.classes) in (0, train.num_classes)
+
+
+def test_no_image_is_in_both_splits(dataset: tuple[Any, Any]):
+    module, config = dataset
+    train, test = (module.load(config, split).images.flatten(1) for split in ("train", "test"))
+    assert not {bytes(row) for row in train.numpy()} & {bytes(row) for row in test.numpy()}
+
+
+def test_loading_is_memoised_and_deterministic(dataset: tuple[Any, Any]):
+    module, config = dataset
+    first = module.load(config, "train")
+    assert module.load(config, "train") is first
+    assert module.load(dataclasses.replace(config), "train") is first
+
+
+def test_batches_can_be_cut_from_it(dataset: tuple[Any, Any]):
+    module, config = dataset
+    images = module.load(config, "train")
+    batches = Batches(images, 5, generator=torch.Generator().manual_seed(0))
+    pixels, labels = batches.next_batch()
+    assert pixels.shape == (5, images.in_channels, *images.images.shape[2:])
+    assert pixels.dtype == torch.float32
+    assert labels.dtype == torch.int64
+
+
+def test_digest_is_sixteen_hexadecimal_characters(dataset: tuple[Any, Any]):
+    module, config = dataset
+    digest = module.digest(config)
+    assert len(digest) == 16
+    assert int(digest, 16) >= 0
+    assert module.digest(config) == digest
+
+
+def test_unknown_split_is_refused(dataset: tuple[Any, Any]):
+    module, config = dataset
+    with pytest.raises(DataError, match="the splits train and test, got 'val'"):
+        module.load(config, "val")
+
+
+def test_settings_survive_their_mapping(dataset: tuple[Any, Any]):
+    module, config = dataset
+    name = module.__name__.rpartition(".")[2]
+    mapping = plugins.settings_of(name, config)
+    restored = plugins.make_config("datasets", mapping)[1]
+    assert plugins.settings_of(name, restored) == mapping
+
+
+@pytest.mark.parametrize("name", plugins.available("datasets"))
+def test_plug_in_has_a_summary_and_a_source(name: str):
+    info = plugins.describe("datasets", name)
+    assert info.source
+    assert info.summary.endswith(".")
+
+
+def test_importing_datasets_imports_nothing_heavy():
+    # A worker that waits, and a check of an experiment file, must not pay for these.
+    heavy = ["torch", "torchvision", "pyarrow", "PIL", "sklearn", "numpy", "ray", "mlflow", "yaml"]
+    names = ", ".join(plugins.available("datasets"))
+    code = (
+        f"import sys; from trainables.datasets import {names}; "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

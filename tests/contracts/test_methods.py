@@ -1,0 +1,214 @@
+"""What every method plug-in must keep, found by its file: no list to edit."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from spaces.core import plugins
+from tests.trainables.searches import SPACES, differences, flat, small_search, untimed
+from trainables.method import Method, SearchPoint
+from trainables.search import SearchTrial
+
+pytestmark = pytest.mark.usefixtures("tiny_plugins")
+METHODS = plugins.available("methods")
+
+
+def variants(name: str) -> Iterator[dict[str, Any]]:
+    """The defaults, then each value of each choice: the settings under which others matter."""
+    config = plugins.describe("methods", name).config
+    hints = typing.get_type_hints(config)
+    yield {"name": name}
+    for field in dataclasses.fields(config):
+        for value in typing.get_args(hints[field.name]):
+            if value != field.default and isinstance(value, str):
+                yield {"name": name, field.name: value}
+
+
+VARIANTS = [variant for name in METHODS for variant in variants(name)]
+FIELDS = [
+    (name, field.name)
+    for name in METHODS
+    for field in dataclasses.fields(plugins.describe("methods", name).config)
+]
+
+
+def label(value: Any) -> str:
+    return " ".join(map(str, value.values())) if isinstance(value, dict) else str(value)
+
+
+def method_of(settings: dict[str, Any]) -> Method:
+    name, config = plugins.make_config("methods", settings)
+    method: Method = plugins.load("methods", name).build(config)
+    return method
+
+
+def problem_point(seed: int) -> tuple[dict[str, Tensor], SearchPoint]:
+    """Alphas of two cell types and a point with the loss <C, q> of op weights q."""
+    source = torch.Generator().manual_seed(3)
+    alphas = {
+        name: torch.randn(shape, generator=source, dtype=torch.float64).requires_grad_()
+        for name, shape in (("normal", (5, 4)), ("reduction", (3, 6)))
+    }
+    costs = {n: torch.randn(a.shape, generator=source, dtype=a.dtype) for n, a in alphas.items()}
+
+    def train_loss(op_weights: dict[str, Tensor], _norm: str) -> Tensor:
+        return torch.stack([(costs[n] * q).sum() for n, q in op_weights.items()]).sum()
+
+    generator = torch.Generator().manual_seed(seed)
+    return alphas, SearchPoint(2, 5, generator, train_loss)
+
+
+def assert_on_the_simplex(op_weights: dict[str, Tensor], alphas: dict[str, Tensor]) -> None:
+    assert op_weights.keys() == alphas.keys()
+    for name, matrix in op_weights.items():
+        assert matrix.shape == alphas[name].shape
+        assert matrix.dtype == alphas[name].dtype
+        assert (matrix >= 0).all()
+        torch.testing.assert_close(matrix.sum(-1), torch.ones(len(matrix), dtype=matrix.dtype))
+
+
+def test_there_are_methods() -> None:
+    assert {"darts", "sdarts_rs"} <= set(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_is_described(name: str) -> None:
+    info = plugins.describe("methods", name)
+    assert info.summary.endswith(".")
+    assert info.source
+    assert info.results_version >= 1
+    assert isinstance(plugins.load("methods", name), types.ModuleType)
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=label)
+def test_relax_gives_differentiable_op_weights_on_the_simplex(settings: dict[str, Any]) -> None:
+    method = method_of(settings)
+    alphas, at = problem_point(0)
+    before = {name: alpha.detach().clone() for name, alpha in alphas.items()}
+    op_weights = method.relax(alphas, at)
+    assert_on_the_simplex(op_weights, alphas)
+    gradients = torch.autograd.grad(
+        torch.stack([(q * q).sum() for q in op_weights.values()]).sum(), list(alphas.values())
+    )
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+    assert all(torch.equal(alphas[name].detach(), before[name]) for name in alphas)
+    again = method.relax(alphas, problem_point(0)[1])
+    assert all(torch.equal(again[name], op_weights[name]) for name in alphas)
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=label)
+def test_perturb_depends_on_the_generator_alone_and_changes_no_argument(
+    settings: dict[str, Any],
+) -> None:
+    method = method_of(settings)
+    if method.perturb is None:
+        return
+    alphas, at = problem_point(0)
+    clean = {name: torch.softmax(alpha.detach(), -1) for name, alpha in alphas.items()}
+    before = {name: matrix.clone() for name, matrix in clean.items()}
+    torch.manual_seed(1)
+    found = method.perturb(clean, at)
+    torch.manual_seed(2)
+    again = method.perturb(clean, problem_point(0)[1])
+    assert_on_the_simplex(found, alphas)
+    for name in clean:
+        assert torch.equal(clean[name], before[name])
+        assert torch.equal(found[name], again[name])
+        assert not torch.equal(found[name], clean[name])
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=label)
+def test_a_resumed_search_equals_the_uninterrupted_one(settings: dict[str, Any]) -> None:
+    straight = small_search(settings, batch_size=24)
+    straight.run()
+    stopped = small_search(settings, batch_size=24)
+    for epochs_done in range(3):
+        resumed = small_search(settings, batch_size=24)
+        resumed.load_state_dict(stopped.state_dict())
+        assert resumed.epoch == epochs_done
+        resumed.run()
+        assert differences(straight, resumed) == []
+        stopped.run_epoch()
+
+
+@pytest.mark.parametrize("space", list(SPACES))
+@pytest.mark.parametrize("settings", VARIANTS, ids=label)
+def test_it_searches_every_space_and_log_is_finite(settings: dict[str, Any], space: str) -> None:
+    trial = small_search(settings, space=space, epochs=1, batch_size=24)
+    entry = trial.run_epoch()
+    assert not trial.diverged
+    trial.space.check(trial.genotype)
+    assert all(isinstance(v, float) for v in trial.method.log(trial._bilevel.point(0)).values())
+    assert entry["genotype_hash"] == trial.genotype.hash
+
+
+def test_all_methods_see_the_same_split_initialisation_and_batches() -> None:
+    trials = [small_search(settings) for settings in VARIANTS]
+    first = trials[0]
+    for trial in trials[1:]:
+        start, other = first.state_dict()["bilevel"], trial.state_dict()["bilevel"]
+        for part in ("supernet", "alphas"):
+            for path, leaf in flat(start[part]).items():
+                assert torch.equal(leaf, flat(other[part])[path])
+        ours, theirs = first._data.validation(), trial._data.validation()
+        for (images, labels), (images_2, labels_2) in zip(ours, theirs, strict=True):
+            assert torch.equal(images, images_2)
+            assert torch.equal(labels, labels_2)
+    # The draws of a method must not move those of the batches.
+    states = []
+    for trial in trials:
+        trial.run_epoch()
+        states.append(flat(trial.state_dict()["data"]))
+    for state in states[1:]:
+        for path, leaf in states[0].items():
+            other = state[path]
+            same = torch.equal(leaf, other) if isinstance(leaf, Tensor) else leaf == other
+            assert same, path
+
+
+@pytest.mark.parametrize(("name", "field"), FIELDS, ids="-".join)
+def test_every_setting_changes_the_search(name: str, field: str) -> None:
+    tried = 0
+    for base, changed in changes(name, field):
+        tried += 1
+        if outcome(base) != outcome(changed):
+            return
+    pytest.fail(f"{name}.{field} has no effect in {tried} comparisons")
+
+
+def changes(name: str, field: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Pairs of valid settings that differ in one field."""
+    for base in variants(name):
+        value = getattr(plugins.make_config("methods", base)[1], field)
+        if isinstance(value, str):
+            hint = typing.get_type_hints(plugins.describe("methods", name).config)[field]
+            others: tuple[Any, ...] = tuple(v for v in typing.get_args(hint) if v != value)
+        elif isinstance(value, bool):
+            others = (not value,)
+        elif isinstance(value, int):
+            others = (value + 1,)
+        else:
+            others = (value * 1.5 if value else 0.1,)
+        for other in others:
+            changed = base | {field: other}
+            try:
+                plugins.make_config("methods", changed)
+            except plugins.PluginSettingsError:
+                continue
+            yield base, changed
+
+
+def outcome(settings: dict[str, Any]) -> list[list[float]]:
+    """Losses after two epochs, and the alphas: what a setting must be able to move."""
+    trial: SearchTrial = small_search(settings, epochs=2, batch_size=24)
+    trial.run()
+    losses = [[entry["train_loss"], entry["val_loss"]] for entry in untimed(trial)]
+    return losses + [alpha.flatten().tolist() for alpha in trial.alphas.values()]

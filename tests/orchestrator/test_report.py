@@ -1,0 +1,217 @@
+"""The table of a study and its report, from rows whose numbers are worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from orchestrator import plots
+from orchestrator.document import Code, Grid, Heading, Paragraph, Picture, to_html, to_markdown
+from orchestrator.report import write_report
+from orchestrator.results import COLUMNS, caption, document, tabulate
+from orchestrator.study import Study
+from spaces.core.text import parse
+from tests.orchestrator.fake_study import (
+    CELL,
+    RETRAIN,
+    fill,
+    make_study,
+    retrain_row,
+    search_row,
+)
+from trainables.settings import RetrainSettings
+
+UNROLLED = "darts alpha_gradient=unrolled"
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    made = make_study(tmp_path / "studies")
+    fill(made)
+    return made
+
+
+def test_a_line_has_the_mean_of_its_finished_seeds_alone(study: Study) -> None:
+    unrolled, darts = tabulate(study.rows())
+    # (0.91 + 0.95) / 2 = 0.93 is more than (0.90 + 0.92 + 0.94) / 3 = 0.92, so it comes first.
+    assert (unrolled.label, unrolled.accuracy.n, unrolled.asked) == (UNROLLED, 2, 3)
+    assert unrolled.accuracy.mean == pytest.approx(0.93)
+    assert unrolled.cells()[1] == "2 of 3"
+    assert darts.accuracy.mean == pytest.approx(0.92)
+    # s = 0.02 and n = 3: half width 4.3027 * 0.02 / sqrt(3) = 0.0497.
+    assert darts.cells()[2] == "92.00 [87.03, 96.97]"
+    assert darts.search_s == pytest.approx(11.0)  # mean of 10, 11 and 12 s
+
+
+def test_the_genotype_is_that_of_the_best_seed_with_its_test_accuracy(study: Study) -> None:
+    unrolled, darts = tabulate(study.rows())
+    assert darts.genotype_hash == parse(CELL.format("nor_conv_3x3")).hash
+    assert darts.cells()[3] == "97.10"
+    assert unrolled.test_accuracies == {0: 0.982}
+
+
+def test_among_equal_seeds_the_retrained_genotype_is_meant() -> None:
+    rows = [
+        search_row("darts", 0, [0.9], operation="none"),
+        search_row("darts", 1, [0.9], operation="skip_connect"),
+        retrain_row("skip_connect", 0, 0.98),
+    ]
+    (result,) = tabulate(rows)
+    assert result.test.mean == 0.98
+    (untested,) = tabulate(rows[:2])
+    assert untested.genotype_hash == parse(CELL.format("none")).hash
+
+
+def test_one_seed_is_not_ranked_and_has_a_dash() -> None:
+    rows = [search_row("a", 0, [0.5]), search_row("b", 0, [0.9], block=1)]
+    results = tabulate(rows)
+    assert [result.label for result in results] == ["a", "b"]  # the order of the experiment
+    assert results[0].cells()[2] == "50.00 [–]"
+    assert any("does not rank" in line for line in caption(results))
+
+
+def test_stopped_and_failed_rows_count_as_asked_and_not_in_the_mean() -> None:
+    rows = [
+        search_row("a", 0, [0.5, 0.6, 0.7]),
+        search_row("a", 1, [0.99], status="stopped"),
+        search_row("a", 2, [], status="failed"),
+    ]
+    (result,) = tabulate(rows)
+    assert (result.accuracy.n, result.asked, result.accuracy.mean) == (1, 3, 0.7)
+
+
+def test_a_label_without_a_finished_row_is_a_line_of_dashes() -> None:
+    (result,) = tabulate([search_row("a", 0, [], status="failed")])
+    assert result.cells() == ("a", "0 of 1", "–", "–", "–", "–")
+
+
+def test_configurations_with_one_label_are_told_apart_by_what_was_drawn() -> None:
+    rows = [
+        search_row("darts", 0, [0.5], config_id=key, key=key * 2, params={"search.lr": value})
+        for key, value in (("aaaaaaaa", 0.123456), ("bbbbbbbb", 0.5))
+    ]
+    assert [result.label for result in tabulate(rows)] == ["darts lr=0.1235", "darts lr=0.5"]
+    same = [replace(row, params={}) for row in rows]
+    assert {result.label for result in tabulate(same)} == {"darts (aaaaaaaa)", "darts (bbbbbbbb)"}
+
+
+def test_retrainings_with_other_settings_do_not_enter_the_table() -> None:
+    longer = asdict(RetrainSettings(epochs=9))
+    rows = [
+        search_row("darts", 0, [0.9]),
+        retrain_row("nor_conv_3x3", 0, 0.97),
+        retrain_row("nor_conv_3x3", 0, 0.99, settings=longer),
+    ]
+    assert tabulate(rows, RETRAIN)[0].test_accuracies == {0: 0.97}
+    assert tabulate(rows, longer)[0].test_accuracies == {0: 0.99}
+
+
+def test_a_study_that_only_retrains_has_a_line_a_genotype() -> None:
+    rows = [retrain_row("none", seed, 0.9 + seed / 100) for seed in (0, 1, 2)]
+    (result,) = tabulate(rows)
+    assert (result.test.n, result.asked) == (3, 3)
+    assert result.test.mean == pytest.approx(0.91)
+
+
+def test_the_table_is_plain_json_with_every_seed(study: Study) -> None:
+    table = json.loads(json.dumps(document(tabulate(study.rows())), allow_nan=False))
+    assert table["rows"][1]["val_accuracies"] == {"0": 0.9, "1": 0.92, "2": 0.94}
+    assert "t-interval" in table["interval"]
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in {"src", "href"}]
+
+
+def test_the_report_holds_all_of_a_study(study: Study) -> None:
+    failed = search_row("sdarts_rs", 0, [0.2], status="failed", block=2)
+    study.ledger.write(replace(failed, error="Traceback ...\nRuntimeError: <no luck>\n"))
+    stop = {"epoch": 1, "reason": "scheduler asha"}
+    study.ledger.write(search_row("sdarts_rs", 1, [0.2], status="stopped", block=2, stop=stop))
+    study.ledger.write(
+        replace(search_row("sdarts_rs", 2, [0.2, 0.3, 0.4], block=2), resumed_elsewhere=True)
+    )
+    study.test_reads.write_text('{"key": 1}\n{"key": 2}\n')
+    report = write_report(study)
+    text = report.markdown.read_text()
+    for part in (
+        "# Study tiny",
+        "| " + " | ".join(COLUMNS),
+        "RuntimeError: \\<no luck>",
+        "scheduler asha at epoch 1",
+        "diverged",
+        "alpha_gradient: unrolled",
+        "2.15.0",
+        "nas run tiny.yaml",
+        "--name tiny-again",
+        "read 2 times",
+        "Resumed on another machine type",
+        "0.012 M",
+        "![",
+    ):
+        assert part in text, part
+    assert "**" not in text  # nothing is bold
+    for path in re.findall(r"\]\(([^)]+\.png)\)", text):
+        assert (study.report / path).stat().st_size > 1000
+
+
+def test_the_page_needs_no_other_file(study: Study) -> None:
+    report = write_report(study)
+    page = _Links()
+    page.feed(report.html.read_text())
+    assert len(page.sources) == 3  # the curves and two genotypes
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert not {"script", "link", "b", "strong"} & set(page.tags)
+
+
+def test_the_report_of_a_study_without_rows_says_so(tmp_path: Path) -> None:
+    report = write_report(make_study(tmp_path / "studies"))
+    assert "No row has ended yet" in report.markdown.read_text()
+    assert json.loads(report.table.read_text())["rows"] == []
+
+
+def test_writing_a_report_twice_gives_the_same_bytes(study: Study) -> None:
+    first = write_report(study).html.read_bytes()
+    assert write_report(study).html.read_bytes() == first
+
+
+def test_bands_are_the_intervals_of_every_epoch_that_all_seeds_reached() -> None:
+    means, low, high = plots.mean_and_band([[0.1, 0.4], [0.1, 0.5], [0.1, 0.6, 0.9]])
+    assert means == pytest.approx([10.0, 50.0])
+    # 4.30265 * 0.1 / sqrt(3) = 0.24841; no spread in the first epoch.
+    assert low == pytest.approx([10.0, 50 - 24.841], abs=1e-3)
+    assert high == pytest.approx([10.0, 50 + 24.841], abs=1e-3)
+    assert plots.mean_and_band([[0.1], [0.3]]) == (pytest.approx([20.0]), None, None)
+
+
+def test_text_of_users_is_escaped(tmp_path: Path) -> None:
+    blocks = [
+        Heading("a<b", 1),
+        Paragraph("*x* <script>"),
+        Grid(("c|d",), [("1|2",)]),
+        Code("```\n</pre>", "s<"),
+    ]
+    page = to_html(blocks, "t<")
+    assert "<script>" not in page
+    assert page.count("</pre>") == 1
+    text = to_markdown(blocks, tmp_path)
+    assert "\\*x\\* \\<script>" in text
+    assert "| c\\|d |" in text
+    assert "````\n```" in text
+
+
+def test_a_picture_is_relative_in_markdown(tmp_path: Path) -> None:
+    picture = Picture(tmp_path / "images" / "a.png", "cap")
+    assert to_markdown([picture], tmp_path) == "![cap](images/a.png)\n"

@@ -1,0 +1,166 @@
+"""What a worker leaves in the study folder, without a Ray process: states, rows, test reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.ledger import Ledger
+from orchestrator.study_trial import Replay, StudyRetrain, StudySearch
+from trainables.search import TIME_FIELDS
+
+KEYS = {"0": "0" * 16, "1": "1" * 16}
+SPACE = {"name": "nasbench201", "channels": 2, "cells_per_stage": 1}
+
+
+def search_config(study: Path, seeds: tuple[int, ...] = (0,), epochs: int = 2) -> dict[str, Any]:
+    return {
+        "space": SPACE,
+        "dataset": {"name": "digits"},
+        "method": {"name": "darts"},
+        "selection": {"name": "magnitude"},
+        "search": {"epochs": epochs, "batch_size": 256},
+        "device": "cpu",
+        "seeds": list(seeds),
+        "unit": unit(study, "search", seeds, epochs),
+    }
+
+
+def unit(study: Path, stage: str, seeds: tuple[int, ...], epochs: int) -> dict[str, Any]:
+    return {
+        "study": str(study),
+        "stage": stage,
+        "rows": {str(seed): KEYS[str(seed)] for seed in seeds},
+        "config_id": "c" * 10,
+        "block": 0,
+        "params": {},
+        "label": "darts",
+        "epochs": epochs,
+        "git": "abc",
+        "per_trial": {"cpu": 2.0, "gpu": 0.5},
+    }
+
+
+def timeless(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in e.items() if k not in {*TIME_FIELDS, "ended"}} for e in curve]
+
+
+def test_each_epoch_leaves_a_state_and_the_end_leaves_a_row(tmp_path: Path) -> None:
+    block = StudySearch(search_config(tmp_path))
+    folder = tmp_path / "checkpoints" / KEYS["0"]
+    assert json.loads((folder / "row.json").read_text())["status"] == "running"
+    block.step()
+    assert (folder / "state.pt").is_file()
+    assert Ledger(tmp_path / "ledger").keys() == []
+    assert block.step()["done"]
+    row = Ledger(tmp_path / "ledger").read(KEYS["0"])
+    assert row is not None
+    assert (row.status, row.epochs_done, row.epochs_total) == ("finished", 2, 2)
+    assert [path.name for path in folder.iterdir()] == ["final.pt"]
+    assert torch.load(folder / "final.pt", weights_only=True)["alphas"]
+    seconds = sum(entry["epoch_time_s"] for entry in row.curve)
+    assert row.cost == pytest.approx(
+        {"time_s": seconds, "cpu_hours": seconds * 2 / 3600, "gpu_hours": seconds * 0.5 / 3600}
+    )
+    assert row.environment["git"] == "abc"
+    assert row.environment["fingerprint"]["threads"] == 1
+
+
+def test_a_new_process_goes_on_from_the_last_epoch_bit_for_bit(tmp_path: Path) -> None:
+    whole = StudySearch(search_config(tmp_path / "whole", epochs=3))
+    for _ in range(3):
+        whole.step()
+    StudySearch(search_config(tmp_path / "cut", epochs=3)).step()
+    again = StudySearch(search_config(tmp_path / "cut", epochs=3))
+    assert again.trials[0].epoch == 1
+    reported = [again.step() for _ in range(3)]
+    assert [result["epoch"] for result in reported] == [1, 2, 3]
+    rows = [Ledger(tmp_path / name / "ledger").read(KEYS["0"]) for name in ("whole", "cut")]
+    assert rows[0] is not None
+    assert rows[1] is not None
+    assert timeless(rows[0].curve) == timeless(rows[1].curve)
+    assert not rows[1].resumed_elsewhere
+
+
+def test_a_finished_row_is_reported_again_and_never_run(tmp_path: Path) -> None:
+    first = StudySearch(search_config(tmp_path))
+    results = [first.step(), first.step()]
+    again = StudySearch(search_config(tmp_path))
+    assert isinstance(again.trials[0], Replay)
+    replayed = [again.step(), again.step()]
+    for one, other in zip(results, replayed, strict=True):
+        assert one["val_accuracy"] == other["val_accuracy"]
+        assert one["done"] == other["done"]
+
+
+def test_killed_between_the_last_state_and_the_row_only_the_row_is_written(tmp_path: Path) -> None:
+    block = StudySearch(search_config(tmp_path))
+    block.step()
+    block._end = lambda seed, trial: None  # type: ignore[method-assign]  # the kill
+    block.step()
+    assert Ledger(tmp_path / "ledger").keys() == []
+    StudySearch(search_config(tmp_path))
+    assert Ledger(tmp_path / "ledger").has_finished(KEYS["0"])
+
+
+def test_a_damaged_state_is_put_aside_and_the_search_runs_again(tmp_path: Path) -> None:
+    StudySearch(search_config(tmp_path)).step()
+    state = tmp_path / "checkpoints" / KEYS["0"] / "state.pt"
+    state.write_bytes(state.read_bytes()[:100])
+    again = StudySearch(search_config(tmp_path))
+    assert again.trials[0].epoch == 0
+    assert state.with_suffix(".damaged").is_file()
+
+
+def test_out_of_memory_ends_the_seed_and_its_sibling_goes_on(tmp_path: Path) -> None:
+    block = StudySearch(search_config(tmp_path, seeds=(0, 1)))
+
+    def no_room() -> dict[str, Any]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    block.trials[0].run_epoch = no_room  # type: ignore[method-assign]
+    block.step()
+    assert block.step()["done"]
+    ledger = Ledger(tmp_path / "ledger")
+    statuses = {key: ledger.read(key) for key in KEYS.values()}
+    assert [row.status for row in statuses.values() if row] == ["oom", "finished"]
+    assert "2.00 GiB" in str(statuses[KEYS["0"]].error)  # type: ignore[union-attr]
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:
+    block = StudySearch(search_config(tmp_path))
+
+    def broken() -> dict[str, Any]:
+        raise RuntimeError("shape mismatch")
+
+    block.trials[0].run_epoch = broken  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        block.step()
+    assert Ledger(tmp_path / "ledger").keys() == []
+
+
+def test_a_retraining_notes_its_one_reading_of_the_test_split(tmp_path: Path) -> None:
+    search = StudySearch(search_config(tmp_path))
+    genotype = search.trials[0].genotype  # type: ignore[attr-defined]
+    config = {
+        "genotype": genotype.to_json(),
+        "space": SPACE,
+        "dataset": {"name": "digits"},
+        "retrain": {"epochs": 1, "channels": 2, "cells": 1, "batch_size": 256},
+        "device": "cpu",
+        "seeds": [1],
+        "unit": {**unit(tmp_path, "retrain", (1,), 1), "genotype_hash": genotype.hash},
+    }
+    for _ in range(2):  # the second time it is reported from the ledger
+        assert StudyRetrain(config).step()["done"]
+    (line,) = (tmp_path / "test_reads.jsonl").read_text().splitlines()
+    noted = json.loads(line)
+    assert (noted["key"], noted["genotype_hash"], noted["seed"]) == (KEYS["1"], genotype.hash, 1)
+    row = Ledger(tmp_path / "ledger").read(KEYS["1"])
+    assert row is not None
+    assert row.genotype_hash == genotype.hash
+    assert 0 <= row.curve[-1]["test_accuracy"] <= 1

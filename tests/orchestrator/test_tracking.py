@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from orchestrator import tracking
+from orchestrator.study import Study
+from orchestrator.tracking_runs import RunRefusedError
+from orchestrator.tracking_view import Point
+from tests.orchestrator.fake_driver import Driver, make_row, make_study
+
+PREPARE = "import sys; from orchestrator.tracking import prepare_store; prepare_store(sys.argv[1])"
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store, made by two studies that start at the same moment on a new one."""
+    file = tmp_path_factory.mktemp("store") / "new" / "mlflow.db"
+    command = [sys.executable, "-c", PREPARE, f"sqlite:///{file}"]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert (process.returncode, errors) == (0, "")
+    return file
+
+
+@pytest.fixture
+def root(tmp_path: Path, template: Path) -> Path:
+    """A folder of studies with an empty store in it."""
+    root = tmp_path / "studies"
+    root.mkdir()
+    shutil.copy(template, root / "mlflow.db")
+    return root
+
+
+def fill(study: Study) -> None:
+    """Leave two searches, their retraining, a failed search and an interrupted one."""
+    driver = Driver(study)
+    driver.begin()
+    driver.run(make_row(0))
+    driver.run(make_row(0, alpha_gradient="unrolled"))
+    driver.run(make_row(0, stage="retrain"))
+    failed = make_row(1, status="failed", error="Traceback\nValueError: no", genotype=None)
+    driver.run(failed)
+    driver.start(make_row(2))
+    driver.epoch(make_row(2), 1)
+    driver.checkpoint(make_row(2), 1)
+    driver.end("interrupted")
+
+
+def picture(uri: str, study: Study) -> dict[str, dict[str, Any]]:
+    """Return what MLflow shows of a study, by run name, with ids and times left out."""
+    client = MlflowClient(uri, uri)
+    experiment = client.get_experiment_by_name(study.name)
+    assert experiment is not None
+    runs: list[Run] = client.search_runs([experiment.experiment_id], max_results=1000)
+    ids = {run.info.run_id: run.info.run_name for run in runs}
+    shown = {}
+    for run in runs:
+        tags = dict(run.data.tags)
+        for run_id, name in ids.items():
+            tags = {n: v.replace(run_id, name) for n, v in tags.items()}
+        assert run.info.run_name not in shown
+        shown[run.info.run_name] = {
+            "status": run.info.status,
+            "tags": {
+                n: v.replace(f"#/experiments/{experiment.experiment_id}", "#")
+                for n, v in tags.items()
+            },
+            "params": run.data.params,
+            "metrics": run.data.metrics,
+            "artifacts": sorted(f.path for f in client.list_artifacts(run.info.run_id)),
+            "points": sum(
+                len(client.get_metric_history(run.info.run_id, name)) for name in run.data.metrics
+            ),
+        }
+    return shown
+
+
+def test_mlflow_shows_the_study_its_rows_and_what_they_found(root: Path) -> None:
+    study = make_study(root, "shown")
+    fill(study)
+    uri = tracking.default_uri(root)
+    # 5 starts, 4 x 3 + 1 epochs, 4 rows, 1 begin, 1 end
+    assert tracking.drain(study.path, uri) == 24
+    shown = picture(uri, study)
+    statuses = {name: run["status"] for name, run in shown.items()}
+    assert statuses == {
+        "shown": "KILLED",
+        "darts · seed 0": "FINISHED",
+        "darts unrolled · seed 0": "FINISHED",
+        "retrain darts · seed 0": "FINISHED",
+        "darts · seed 1": "FAILED",
+        "darts · seed 2": "KILLED",
+    }
+    search = shown["darts unrolled · seed 0"]
+    assert search["artifacts"] == ["cell.png", "curves.json", "genotype.json"]
+    assert search["params"]["alpha_gradient"] == "unrolled"
+    assert search["tags"]["mlflow.parentRunId"] == "shown"
+    assert search["metrics"]["search/val_loss"] == pytest.approx(1.1 / 3)
+    # six metrics of three epochs, and time_s, gpu_hours, cpu_hours, peak_memory_bytes
+    assert search["points"] == 6 * 3 + 4
+    assert shown["darts · seed 1"]["tags"]["error"] == "ValueError: no"
+    assert shown["darts · seed 1"]["artifacts"] == ["curves.json"]
+    assert shown["shown"]["artifacts"] == ["experiment.yaml", "study.json"]
+    assert list((root / "mlflow-artifacts" / "shown").glob("*/artifacts/cell.png"))
+
+    tracking.rebuild(study, uri)
+    (study.path / "outbox" / "events.jsonl.offset").unlink()
+    assert tracking.drain(study, uri) == 24
+    assert picture(uri, study) == shown
+
+
+def test_a_rebuild_of_a_new_store_shows_the_same(root: Path, template: Path) -> None:
+    study = make_study(root, "again")
+    fill(study)
+    uri = tracking.default_uri(root)
+    with study.hold():
+        tracking.drain(study, uri)
+    tracking.drain(study, uri)
+    shown = picture(uri, study)
+    other = root / "other.db"
+    shutil.copy(template, other)
+    assert tracking.rebuild(study.path, f"sqlite:///{other}") == 4
+    assert picture(f"sqlite:///{other}", study) == shown
+
+
+def test_a_run_that_a_person_deleted_is_refused_and_named(root: Path) -> None:
+    study = make_study(root, "gone")
+    uri = tracking.default_uri(root)
+    store = tracking.MlflowStore(uri, study)
+    experiment = store.experiment("gone")
+    run = store.create(experiment, "x", 1, {})
+    MlflowClient(uri, uri).delete_run(run)
+    with pytest.raises(RunRefusedError, match="deleted"):
+        store.log(run, tags={"a": "b"})
+    with pytest.raises(RunRefusedError):
+        store.set_status("0" * 32, "FINISHED", 1)
+
+
+def test_more_than_one_request_takes_is_sent_in_several(root: Path) -> None:
+    study = make_study(root, "large")
+    uri = tracking.default_uri(root)
+    store = tracking.MlflowStore(uri, study)
+    run = store.create(store.experiment("large"), "x", 1, {})
+    points = [Point("m", float(step), 1000 + step, step) for step in range(2300)]
+    params = {f"p{n}": str(n) for n in range(230)}
+    tags = {f"t{n}": str(n) for n in range(230)}
+    store.log(run, params=params, points=points, tags=tags)
+    store.log(run, points=points)  # again: the same points
+    assert store.steps(run, ["m"]) == set(range(2300))
+    client = MlflowClient(uri, uri)
+    data = client.get_run(run).data
+    assert data.params == params
+    assert tags.items() <= data.tags.items()
+    assert len(client.get_metric_history(run, "m")) == 2300
+
+
+def test_a_store_that_cannot_be_opened_is_down_and_nothing_is_lost(
+    root: Path, tmp_path: Path
+) -> None:
+    study = make_study(root, "kept")
+    fill(study)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "text.db").write_text("not a database, but long enough to look at" * 99)
+    for uri in (f"sqlite:///{tmp_path}/file/mlflow.db", f"sqlite:///{tmp_path}/text.db"):
+        with pytest.raises(tracking.StoreDownError):
+            tracking.drain(study, uri)
+    assert tracking.drain(study, tracking.default_uri(root)) == 24
+
+
+def test_a_deleted_experiment_is_explained(root: Path) -> None:
+    study = make_study(root, "trash")
+    uri = tracking.default_uri(root)
+    client = MlflowClient(uri, uri)
+    client.delete_experiment(client.create_experiment("trash"))
+    with pytest.raises(tracking.StoreDownError, match=r"'trash' is deleted. Restore it"):
+        tracking.drain(study, uri)
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def server(root: Path, port: int) -> Iterator[Path]:
+    """Log of an MLflow server that has just been started: it answers some seconds later."""
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(root / "served")]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    log = root / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+    yield log
+    os.killpg(process.pid, signal.SIGTERM)  # the server's workers are processes of their own
+    process.wait(timeout=30)
+
+
+def test_a_server_that_is_down_and_comes_back_gets_everything(
+    root: Path, port: int, server: Path
+) -> None:
+    study = make_study(root, "remote")
+    fill(study)
+    uri = f"http://127.0.0.1:{port}"
+    with pytest.raises(tracking.StoreDownError):
+        tracking.drain(study, uri)
+    drain = tracking.start_drain(study, uri)
+    assert drain.wait(timeout=120) == 0, server.read_text()[-2000:]
+    log = (study.logs / "tracking.log").read_text()
+    assert "unavailable, the outbox is kept" in log
+    assert "is back" in log
+    shown = picture(uri, study)
+    assert len(shown) == 6
+    assert shown["darts · seed 2"]["status"] == "KILLED"
+    files = ["cell.png", "curves.json", "genotype.json"]
+    assert shown["retrain darts · seed 0"]["artifacts"] == files
+    assert list((root / "served").rglob("cell.png"))
+
+
+def test_the_drain_process_explains_a_missing_study(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert tracking.main(["--study", str(tmp_path / "none"), "--uri", "sqlite:///x.db"]) == 2
+    assert "no study" in caplog.text

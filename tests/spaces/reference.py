@@ -1,0 +1,315 @@
+"""Reference supernets: plain, op by op, in NCHW. The oracle of the engine and its speed baseline.
+
+Every edge runs every candidate operation by itself and a Python sum weighs the outputs, as in the
+usual public implementations. Nothing here is shared with the engine but torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from spaces.core.supernet import MixedCell, SourceMix, Supernet
+
+NASBENCH201_OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+DARTS_OPS = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+
+
+class Zero(nn.Module):
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, :: self.stride, :: self.stride] * 0.0
+
+
+def relu_conv_norm(c_in: int, c_out: int, kernel: int, stride: int, affine: bool) -> nn.Sequential:
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(c_in, c_out, kernel, stride=stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(c_out, affine=affine),
+    )
+
+
+def depthwise(c: int, kernel: int, stride: int, dilation: int) -> list[nn.Module]:
+    padding = dilation * (kernel // 2)
+    return [
+        nn.ReLU(),
+        nn.Conv2d(c, c, kernel, stride, padding, dilation, groups=c, bias=False),
+        nn.Conv2d(c, c, 1, bias=False),
+        nn.BatchNorm2d(c, affine=False),
+    ]
+
+
+class Halve(nn.Module):
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.even = nn.Conv2d(c_in, c_out // 2, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(c_in, c_out - c_out // 2, 1, stride=2, bias=False)
+        self.bn = nn.BatchNorm2d(c_out, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(x)
+        return self.bn(torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], dim=1))
+
+
+def operation(name: str, c: int, stride: int, pool_norm: bool) -> nn.Module:
+    pools: dict[str, nn.Module] = {
+        "max_pool_3x3": nn.MaxPool2d(3, stride, 1),
+        "avg_pool_3x3": nn.AvgPool2d(3, stride, 1, count_include_pad=False),
+    }
+    if name == "none":
+        return Zero(stride)
+    if name == "skip_connect":
+        return nn.Identity() if stride == 1 else Halve(c, c)
+    if name in pools:
+        norm = [nn.BatchNorm2d(c, affine=False)] if pool_norm else []
+        return nn.Sequential(pools[name], *norm)
+    kernel = int(name[-1])
+    if name.startswith("nor_conv"):
+        return relu_conv_norm(c, c, kernel, stride, affine=False)
+    if name.startswith("dil_conv"):
+        return nn.Sequential(*depthwise(c, kernel, stride, 2))
+    return nn.Sequential(*depthwise(c, kernel, stride, 1), *depthwise(c, kernel, 1, 1))
+
+
+class MixedOp(nn.Module):
+    def __init__(self, names: tuple[str, ...], c: int, stride: int, pool_norm: bool) -> None:
+        super().__init__()
+        self.ops = nn.ModuleList(operation(name, c, stride, pool_norm) for name in names)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return sum(weight * op(x) for weight, op in zip(weights, self.ops, strict=True))
+
+
+class NasBench201Cell(nn.Module):
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.edges = [(source, target) for target in range(1, 4) for source in range(target)]
+        self.mixed = nn.ModuleList(MixedOp(NASBENCH201_OPS, c, 1, False) for _ in self.edges)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        nodes = [x]
+        for target in range(1, 4):
+            rows = [row for row, edge in enumerate(self.edges) if edge[1] == target]
+            nodes.append(
+                sum(self.mixed[row](nodes[self.edges[row][0]], weights[row]) for row in rows)
+            )
+        return nodes[-1]
+
+
+class Residual(nn.Module):
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.a = relu_conv_norm(c_in, c_out, 3, 2, affine=True)
+        self.b = relu_conv_norm(c_out, c_out, 3, 1, affine=True)
+        self.down = nn.Sequential(nn.AvgPool2d(2, 2), nn.Conv2d(c_in, c_out, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(x) + self.b(self.a(x))
+
+
+class NasBench201Reference(nn.Module):
+    def __init__(self, c: int, n: int, in_channels: int, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, c, 3, padding=1, bias=False), nn.BatchNorm2d(c)
+        )
+        layers: list[nn.Module] = []
+        for stage in range(3):
+            width = c * 2**stage
+            if stage:
+                layers.append(Residual(width // 2, width))
+            layers += [NasBench201Cell(width) for _ in range(n)]
+        self.layers = nn.ModuleList(layers)
+        self.last = nn.Sequential(nn.BatchNorm2d(4 * c), nn.ReLU())
+        self.classifier = nn.Linear(4 * c, classes)
+
+    def forward(self, images: Tensor, op_weights: dict[str, Tensor]) -> Tensor:
+        x = self.stem(images)
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, Residual):
+                x = layer(x)
+            else:
+                x = layer(x, of_cell(op_weights["cell"], self.layers, index, NasBench201Cell))
+        return self.classifier(self.last(x).mean((2, 3)))
+
+
+class DartsCell(nn.Module):
+    def __init__(
+        self,
+        c_before: int,
+        c_last: int,
+        c: int,
+        reduces: bool,
+        shrunk: bool,
+        names: tuple[str, ...],
+    ) -> None:
+        super().__init__()
+        self.reduces = reduces
+        self.pre0 = Halve(c_before, c) if shrunk else relu_conv_norm(c_before, c, 1, 1, False)
+        self.pre1 = relu_conv_norm(c_last, c, 1, 1, False)
+        self.edges = [(source, target) for target in range(2, 6) for source in range(target)]
+        self.mixed = nn.ModuleList(
+            MixedOp(names, c, 2 if reduces and source < 2 else 1, True) for source, _ in self.edges
+        )
+
+    def forward(self, before: Tensor, last: Tensor, weights: Tensor) -> Tensor:
+        nodes = [self.pre0(before), self.pre1(last)]
+        for target in range(2, 6):
+            rows = [row for row, edge in enumerate(self.edges) if edge[1] == target]
+            nodes.append(
+                sum(self.mixed[row](nodes[self.edges[row][0]], weights[row]) for row in rows)
+            )
+        return torch.cat(nodes[2:], dim=1)
+
+
+class DartsReference(nn.Module):
+    def __init__(
+        self, c: int, cells: int, in_channels: int, classes: int, names: tuple[str, ...] = DARTS_OPS
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, 3 * c, 3, padding=1, bias=False), nn.BatchNorm2d(3 * c)
+        )
+        before, last, width, shrunk = 3 * c, 3 * c, c, False
+        layers = []
+        for index in range(cells):
+            reduces = index in (cells // 3, 2 * cells // 3)
+            width = 2 * width if reduces else width
+            layers.append(DartsCell(before, last, width, reduces, shrunk, names))
+            before, last, shrunk = last, 4 * width, reduces
+        self.layers = nn.ModuleList(layers)
+        self.classifier = nn.Linear(last, classes)
+
+    def forward(self, images: Tensor, op_weights: dict[str, Tensor]) -> Tensor:
+        before = last = self.stem(images)
+        seen = {"normal": 0, "reduction": 0}
+        for cell in self.layers:
+            name = "reduction" if cell.reduces else "normal"
+            weights = op_weights[name]
+            weights = weights[seen[name]] if weights.dim() == 3 else weights
+            seen[name] += 1
+            before, last = last, cell(before, last, weights)
+        return self.classifier(last.mean((2, 3)))
+
+
+def of_cell(weights: Tensor, layers: nn.ModuleList, index: int, kind: type[nn.Module]) -> Tensor:
+    """Return the op weights of the cell at `index`: shared, or those of its own."""
+    if weights.dim() == 2:
+        return weights
+    return weights[sum(isinstance(layer, kind) for layer in layers[:index])]
+
+
+Part = tuple[str, Tensor, slice, Tensor]
+
+
+def matched(engine: Supernet, reference: nn.Module) -> Iterator[Part]:
+    """Yield (name, engine tensor, rows of it, reference tensor) for every weight and statistic."""
+    trunk = engine.trunk
+    yield from _conv("stem", trunk.stem.convolution, reference.stem[0])
+    yield from _norm("stem", trunk.stem.batch_norm, reference.stem[1])
+    for index, (ours, theirs) in enumerate(zip(trunk.layers, reference.layers, strict=True)):
+        name = f"layers.{index}"
+        if isinstance(theirs, Residual):
+            for block, plain in ((ours.first, theirs.a), (ours.second, theirs.b)):
+                yield from _conv_norm(name, block, plain)
+            yield from _conv(name, ours.shortcut, theirs.down[1])
+            continue
+        if isinstance(theirs, DartsCell):
+            for ours_in, theirs_in in zip(
+                trunk.projections[index].projections, (theirs.pre0, theirs.pre1), strict=True
+            ):
+                match = _halve if isinstance(theirs_in, Halve) else _conv_norm
+                yield from match(f"{name}.projection", ours_in, theirs_in)
+        yield from _cell(name, ours, theirs)
+    if trunk.head.batch_norm is not None:
+        yield from _norm("head", trunk.head.batch_norm, reference.last[0])
+    for what in ("weight", "bias"):
+        ours, theirs = getattr(trunk.head.classifier, what), getattr(reference.classifier, what)
+        yield f"classifier.{what}", ours, slice(None), theirs
+
+
+def copy_weights(engine: Supernet, reference: nn.Module) -> None:
+    """Copy weights and running statistics of an engine supernet into the reference."""
+    copied = set()
+    with torch.no_grad():
+        for _, ours, rows, theirs in matched(engine, reference):
+            theirs.copy_(ours[rows])
+            copied.add(theirs)
+    left = [
+        name
+        for name, value in (*reference.named_parameters(), *reference.named_buffers())
+        if value not in copied and "num_batches" not in name
+    ]
+    if left:
+        raise AssertionError(f"not copied: {left}")
+
+
+def _cell(name: str, ours: MixedCell, theirs: nn.Module) -> Iterator[Part]:
+    for mix in ours.mixes:
+        for position, row in enumerate(mix.rows):
+            for op_name, plain in zip(mix.operations, theirs.mixed[row].ops, strict=True):
+                yield from _operation(f"{name}.{row}.{op_name}", mix, position, op_name, plain)
+
+
+def _operation(
+    name: str, mix: SourceMix, position: int, op_name: str, plain: nn.Module
+) -> Iterator[Part]:
+    if op_name in mix.pool_norms:
+        yield from _norm(name, mix.pool_norms[op_name], plain[1])
+    elif op_name in mix.dense:
+        rows = slice(position * mix.channels, (position + 1) * mix.channels)
+        block = mix.dense[op_name]
+        yield f"{name}.weight", block.convolution.weight, rows, plain[1].weight
+        yield from _norm(name, block.batch_norm, plain[2], rows)
+    elif op_name in mix.edge_operations:
+        ours = mix.edge_operations[op_name][position]
+        if isinstance(plain, Halve):
+            yield from _halve(name, ours, plain)
+        elif op_name.startswith("dil"):
+            yield from _depthwise(name, ours, plain)
+        else:
+            yield from _depthwise(name, ours.first, plain[:4])
+            yield from _depthwise(name, ours.second, plain[4:])
+
+
+def _depthwise(name: str, ours: nn.Module, plain: nn.Sequential) -> Iterator[Part]:
+    yield from _conv(f"{name}.depthwise", ours.depthwise, plain[1])
+    yield from _conv(f"{name}.pointwise", ours.pointwise, plain[2])
+    yield from _norm(name, ours.batch_norm, plain[3])
+
+
+def _conv_norm(name: str, ours: nn.Module, plain: nn.Sequential) -> Iterator[Part]:
+    yield from _conv(name, ours.convolution, plain[1])
+    yield from _norm(name, ours.batch_norm, plain[2])
+
+
+def _halve(name: str, ours: nn.Module, plain: Halve) -> Iterator[Part]:
+    yield from _conv(f"{name}.even", ours.even, plain.even)
+    yield from _conv(f"{name}.odd", ours.odd, plain.odd)
+    yield from _norm(name, ours.batch_norm, plain.bn)
+
+
+def _conv(name: str, ours: nn.Conv2d, plain: nn.Conv2d) -> Iterator[Part]:
+    yield f"{name}.weight", ours.weight, slice(None), plain.weight
+
+
+def _norm(
+    name: str, ours: nn.Module, plain: nn.BatchNorm2d, rows: slice = slice(None)
+) -> Iterator[Part]:
+    for what in ("weight", "bias", "running_mean", "running_var"):
+        if getattr(plain, what) is not None:
+            yield f"{name}.{what}", getattr(ours, what), rows, getattr(plain, what)

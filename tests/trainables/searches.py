@@ -1,0 +1,78 @@
+"""Searches small enough for tests, and how two of them are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from spaces.core import plugins
+from trainables.search import TIME_FIELDS, SearchTrial
+
+PLUGINS = Path(__file__).parent / "plugins"
+SPACES: dict[str, dict[str, Any]] = {
+    "nasbench201": {"name": "nasbench201", "channels": 2, "cells_per_stage": 1},
+    "darts": {"name": "darts", "channels": 2, "cells": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_plugins() -> Iterator[None]:
+    """Makes the plug-ins of this folder known; restores the thread count, which searches set."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(plugins.ENVIRONMENT_VARIABLE, str(PLUGINS))
+        yield
+    torch.set_num_threads(threads)
+
+
+def small_search(
+    method: Any = "darts", *, space: str = "nasbench201", seed: int = 0, **search: Any
+) -> SearchTrial:
+    """A search of three epochs of two steps, on 48 images of 8x8, with alphas that do move."""
+    settings = {"epochs": 3, "batch_size": 12, "alpha_lr": 0.05} | search
+    return SearchTrial(
+        space=SPACES[space], dataset="tiny", method=method, search=settings, seed=seed
+    )
+
+
+def untimed(trial: SearchTrial) -> list[dict[str, Any]]:
+    """The curve without what measures the machine."""
+    return [
+        {key: value for key, value in entry.items() if key not in TIME_FIELDS}
+        for entry in trial.curve
+    ]
+
+
+def flat(state: Any, where: str = "") -> dict[str, Any]:
+    """Every leaf of a nested state under its path."""
+    if isinstance(state, dict):
+        items = list(state.items())
+    elif isinstance(state, list | tuple):
+        items = list(enumerate(state))
+    else:
+        return {where: state}
+    return {
+        path: leaf for key, part in items for path, leaf in flat(part, f"{where}/{key}").items()
+    }
+
+
+def differences(first: SearchTrial, second: SearchTrial) -> list[str]:
+    """Paths in the states of two trials that are not bit for bit equal; times do not count."""
+    left, right = flat(first.state_dict()), flat(second.state_dict())
+    assert left.keys() == right.keys()
+
+    def equal(a: Any, b: Any) -> bool:
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            return a.dtype == b.dtype and torch.equal(a, b)
+        return bool(a == b)
+
+    return [
+        path
+        for path in left
+        if not equal(left[path], right[path]) and path.rpartition("/")[2] not in TIME_FIELDS
+    ]

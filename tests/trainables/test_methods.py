@@ -1,0 +1,158 @@
+"""DARTS and SDARTS-RS: the authors' numbers, equalities at the edges, refused settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spaces.core import plugins
+from spaces.core.errors import PluginSettingsError
+from spaces.core.genotype import Genotype
+from tests.trainables.searches import small_search
+from trainables.method import Method, SearchPoint, softmax
+from trainables.search import SearchTrial
+
+
+def method_of(**settings: Any) -> Method:
+    name, config = plugins.make_config("methods", settings)
+    method: Method = plugins.load("methods", name).build(config)
+    return method
+
+
+def point(seed: int, epoch: int = 0, epochs: int = 1) -> SearchPoint:
+    return SearchPoint(epoch, epochs, torch.Generator().manual_seed(seed))
+
+
+def test_noise_equals_that_of_the_authors_code(shared_data: Path) -> None:
+    cases = json.loads((shared_data / "golden/perturbations.json").read_text())
+    cases = [case for case in cases if case["method"] == "rs"]
+    assert len(cases) >= 3
+    for case in cases:
+        alphas = {
+            f"cell {index}": torch.tensor(alpha, dtype=torch.float64)
+            for index, alpha in enumerate(case["alphas"])
+        }
+        radius = case["radius"]
+        method = method_of(name="sdarts_rs", radius_start=radius, radius_max=radius)
+        assert method.perturb is not None
+        at = point(case["seed"])
+        found = method.perturb(method.relax(alphas, at), at)
+        for matrix, expected in zip(found.values(), case["perturbed"], strict=True):
+            wanted = torch.tensor(expected, dtype=torch.float64)
+            torch.testing.assert_close(matrix, wanted, rtol=0, atol=1e-12)
+
+
+def largest_difference(first: SearchTrial, second: SearchTrial) -> float:
+    pairs = [
+        *zip(first._bilevel.weights, second._bilevel.weights, strict=True),
+        *zip(first.alphas.values(), second.alphas.values(), strict=True),
+    ]
+    return max((a - b).abs().max().item() for a, b in pairs)
+
+
+def run(method: Any) -> SearchTrial:
+    trial = small_search(method, precision="float64", epochs=2)
+    trial.run()
+    return trial
+
+
+@pytest.mark.usefixtures("tiny_plugins")
+def test_radius_zero_is_darts() -> None:
+    quiet = {"name": "sdarts_rs", "radius_start": 0.0, "radius_max": 0.0}
+    darts, still = run("darts"), run(quiet)
+    assert largest_difference(darts, still) < 1e-12
+    # Nothing moved further than the rescaling rounds.
+    assert still.curve[-1]["perturb_distance"] < 1e-15
+    assert largest_difference(darts, run(quiet | {"radius_max": 1e-3})) > 1e-9
+
+
+@pytest.mark.usefixtures("tiny_plugins")
+def test_orders_differ_and_the_exact_second_order_is_the_limit_of_small_radii() -> None:
+    first = run("darts")
+    exact = run({"name": "darts", "alpha_gradient": "unrolled_exact"})
+    near = run({"name": "darts", "alpha_gradient": "unrolled", "probe_radius": 1e-7})
+    far = run({"name": "darts", "alpha_gradient": "unrolled"})
+    assert largest_difference(first, exact) > 1e-4
+    assert largest_difference(exact, near) < 1e-5
+    assert largest_difference(exact, far) > 1e-5
+
+
+@pytest.mark.parametrize("method", ["darts", {"name": "darts", "alpha_gradient": "unrolled"}])
+@pytest.mark.usefixtures("tiny_plugins")
+def test_darts_has_no_perturbation_and_logs_nothing(method: Any) -> None:
+    trial = small_search(method)
+    assert trial.method.perturb is None
+    assert trial.method.log(point(0)) == {}
+
+
+def test_the_defaults_of_a_method_are_first_order_darts() -> None:
+    assert method_of(name="darts") == Method()
+    alphas = {"cell": torch.tensor([[0.0, 0.0], [0.0, 1.0986122886681098]], dtype=torch.float64)}
+    # exp(ln 3) / (1 + 3)
+    expected = torch.tensor([[0.5, 0.5], [0.25, 0.75]], dtype=torch.float64)
+    torch.testing.assert_close(softmax(alphas, point(0))["cell"], expected)
+
+
+@pytest.mark.parametrize(("epoch", "radius"), [(0, 0.1), (5, 0.2), (9, 0.28)])
+def test_the_radius_grows_linearly_by_epoch(epoch: int, radius: float) -> None:
+    method = method_of(name="sdarts_rs", radius_start=0.1, radius_max=0.3)
+    assert method.log(point(0, epoch, 10))["radius"] == pytest.approx(radius)
+    assert method.perturb is not None
+    # Large enough a matrix to come near the bound; off the border and of sum 1 before the noise.
+    clean = {"cell": torch.full((4000, 2), 0.5, dtype=torch.float64)}
+    moved = method.perturb(clean, point(0, epoch, 10))["cell"]
+    # With noise a, b of a row it becomes (0.5 + a) / (1 + a + b): the noise difference over the
+    # sum is what is left. Its extreme is a = -b = radius, which moves by the radius itself.
+    largest = (moved - 0.5).abs().max().item()
+    assert 0.97 * radius < largest <= radius / (1 - 2 * radius)
+    assert (moved - 0.5).mean().abs() < 0.05 * radius
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "sdarts_rs", "radius_max": -1.0}, r"radius_max must be >= 0, got -1\.0"),
+        ({"name": "sdarts_rs", "radius_start": float("nan")}, "radius_start must be >= 0, got nan"),
+        (
+            {"name": "sdarts_rs", "radius_start": 0.5},
+            r"radius_max must be >= radius_start \(0\.5\)",
+        ),
+        ({"name": "darts", "probe_radius": 0.0}, r"probe_radius must be > 0, got 0\.0"),
+        (
+            {"name": "darts", "probe_radius": 0.1},
+            "probe_radius has no effect with alpha_gradient f",
+        ),
+        (
+            {"name": "darts", "alpha_gradient": "second"},
+            "alpha_gradient must be one of first_order",
+        ),
+        ({"name": "sdarts_rs", "radius": 0.1}, "radius is not a setting"),
+    ],
+)
+def test_settings_without_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(PluginSettingsError, match=message):
+        plugins.make_config("methods", settings)
+
+
+def test_magnitude_selection_is_the_spaces_rule() -> None:
+    name, config = plugins.make_config("spaces", "nasbench201")
+    space = plugins.load("spaces", name).build(config, name)
+    selection = plugins.load("selections", "magnitude")
+    select = selection.build(plugins.make_config("selections", "magnitude")[1])
+    op_weights = {"cell": torch.eye(6, 5) + 0.1}
+    op_weights["cell"][5, 2] = 3.0
+    genotype = select(space, op_weights)
+    assert isinstance(genotype, Genotype)
+    operations = [space.operations["cell"][column] for column in (0, 1, 2, 3, 4, 2)]
+    # Rows in the order of the space's edges, which the genotype sorts in its own way.
+    chosen = {(e.source, e.target): e.operation for e in genotype.cells[0].edges}
+    assert [chosen[edge] for edge in space.edges["cell"]] == operations
+
+
+@pytest.mark.parametrize(("epoch", "progress"), [(0, 0.0), (1, 0.25), (3, 0.75)])
+def test_progress_is_the_share_done_at_the_start_of_the_epoch(epoch: int, progress: float) -> None:
+    assert point(0, epoch, 4).progress == progress

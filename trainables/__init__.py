@@ -1,0 +1,1 @@
+"""How one trial runs: methods, datasets, search and retraining."""

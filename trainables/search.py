@@ -1,0 +1,317 @@
+"""SearchTrial: one search with one seed, from plain Python; it knows neither Ray nor MLflow.
+
+from trainables.search import SearchTrial
+
+trial = SearchTrial(
+    space={"name": "nasbench201", "channels": 4, "cells_per_stage": 1},
+    dataset="digits",
+    method="sdarts_rs",
+    search={"epochs": 5, "batch_size": 32},
+    seed=0,
+)
+while not trial.finished:
+    entry = trial.run_epoch()
+genotype = trial.genotype
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spaces.core import plugins
+from spaces.core.genotype import Genotype
+from spaces.core.space import Space
+from trainables.alpha_gradients import Alphas
+from trainables.bilevel import Bilevel
+from trainables.choices import Plugin, choose_plugin, choose_settings
+from trainables.diagnostics import (
+    ALPHA_DIAGNOSTICS,
+    alpha_diagnostics,
+    genotype_diagnostics,
+    worst_of,
+)
+from trainables.errors import StateError
+from trainables.method import Method, OpWeights
+from trainables.search_data import SearchData
+from trainables.settings import SearchSettings
+from trainables.state import (
+    Fingerprint,
+    check_identity,
+    cloned,
+    identity_of,
+    load_state,
+    purpose_seed,
+    resolve_device,
+    save_state,
+)
+from trainables.timing import Stopwatch, peak_memory_bytes, reset_peak_memory
+
+Entry = dict[str, Any]
+
+STATE_FORMAT = 1
+TIME_FIELDS = ("alpha_step_time_s", "weight_step_time_s", "epoch_time_s", "peak_memory_bytes")
+"""Fields of an entry that measure the machine; two equal searches differ in them."""
+
+
+class SearchTrial:
+    """A differentiable architecture search: weights of a supernet and alphas, epoch by epoch.
+
+    A step is an alpha step on a validation batch, then a weight step on a training batch. After
+    each epoch the whole validation split is evaluated and the genotype is taken; the entry of the
+    curve holds both. The test split is never read.
+
+    Args:
+        space, dataset, method, selection: Plug-ins: a name, a mapping with `name` and settings, or
+            a pair (name, Config).
+        search: Settings, or a mapping of those that differ from the defaults.
+        seed: Fixes split, initialisation, batch order and the method's draws, each by a generator
+            of its own; torch's global generators are neither read nor changed.
+        device: "cpu", "cuda", "cuda:1" or "auto".
+
+    Attributes:
+        curve: One entry per epoch, JSON-able. Shares are 0-1, losses nats, times seconds.
+        epoch: Epochs done.
+        genotype: After the last epoch done; of the initial alphas before the first.
+        op_weights: Likewise, by cell type `(num_edges, num_ops)`.
+        diverged: Whether a loss was not finite. The trial then holds the state of the last good
+            epoch, and ends.
+        resumed_elsewhere: Whether it was ever continued under another fingerprint, so that it may
+            differ in the last bits from an uninterrupted search.
+
+    Raises:
+        NasError: A plug-in, setting, device or dataset that cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        space: Plugin,
+        dataset: Plugin,
+        method: Plugin,
+        search: SearchSettings | Mapping[str, Any] | None = None,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        selection: Plugin = "magnitude",
+    ) -> None:
+        self.settings = choose_settings(SearchSettings, search, "search")
+        self.seed = seed
+        self.device = resolve_device(device)
+        torch.set_num_threads(self.settings.threads)
+        self.fingerprint = Fingerprint.of(self.device, self.settings.precision)
+        given = {"space": space, "dataset": dataset, "method": method, "selection": selection}
+        chosen = {what: choose_plugin(f"{what}s", value) for what, value in given.items()}
+        self.description: dict[str, Any] = {
+            **{what: plugins.settings_of(*pair) for what, pair in chosen.items()},
+            "search": asdict(self.settings),
+            "seed": seed,
+        }
+        name, config = chosen["space"]
+        self.space: Space = plugins.load("spaces", name).build(config, name)
+        name, config = chosen["method"]
+        self.method: Method = plugins.load("methods", name).build(config)
+        name, config = chosen["selection"]
+        self._select: Callable[[Space, OpWeights], Genotype] = plugins.load(
+            "selections", name
+        ).build(config)
+        name, config = chosen["dataset"]
+        dataset_module = plugins.load("datasets", name)
+        self.data_digest: str = dataset_module.digest(config)
+        images = dataset_module.load(config, "train")
+        self._data = SearchData(images, self.settings, seed=seed, device=self.device)
+        self._bilevel = Bilevel(
+            self.space.build_supernet(
+                images.in_channels, images.num_classes, seed=purpose_seed(seed, "init")
+            ),
+            self.space.alpha_shapes(),
+            self.method,
+            self.settings,
+            seed=seed,
+            device=self.device,
+        )
+        self.epoch = 0
+        self.curve: list[Entry] = []
+        self.diverged = self.resumed_elsewhere = False
+        self.op_weights = cloned(self._bilevel.relaxed(self._bilevel.point(0)))
+        self.genotype = self._select(self.space, self.op_weights)
+
+    @property
+    def alphas(self) -> Alphas:
+        """Logits by cell type, `(num_edges, num_ops)`."""
+        return self._bilevel.alphas
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch: full batches of the training split."""
+        return self._data.num_steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left to run."""
+        return self.diverged or self.epoch >= self.settings.epochs
+
+    def run(self) -> Genotype:
+        """Run the epochs that are left and return the genotype."""
+        while not self.finished:
+            self.run_epoch()
+        return self.genotype
+
+    def run_epoch(self) -> Entry:
+        """Run one epoch and return its entry of the curve.
+
+        Raises:
+            StateError: No epoch is left.
+        """
+        if self.finished:
+            raise StateError(
+                f"The search has ended after {self.epoch} epochs; none is left to run."
+            )
+        torch.set_num_threads(self.settings.threads)
+        before = self.state_dict()
+        start = time.perf_counter()
+        reset_peak_memory(self.device)
+        clocks = Stopwatch(self.device), Stopwatch(self.device)
+        epoch, bilevel = self.epoch, self._bilevel
+        at = bilevel.point(epoch)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for _ in range(self._data.num_steps):
+            sums += bilevel.step(at, *self._data.next_batches(), clocks)
+        self.op_weights = cloned(bilevel.relaxed(at))
+        metrics = self._metrics(sums)
+        if all(math.isfinite(value) for value in metrics.values()):
+            self.epoch += 1
+            self.genotype = self._select(self.space, self.op_weights)
+        else:
+            self.load_state_dict(before)
+            self.diverged = True
+            metrics = worst_of(metrics, self.alphas, self.op_weights)
+        entry: Entry = {
+            "epoch": epoch + 1,
+            **metrics,
+            "diverged": int(self.diverged),
+            **genotype_diagnostics(self.space, self.genotype),
+            "weight_lr": bilevel.weight_lr(epoch),
+            **self.method.log(at),
+            "alpha_step_time_s": clocks[0].mean(),
+            "weight_step_time_s": clocks[1].mean(),
+            "epoch_time_s": time.perf_counter() - start,
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "genotype": self.genotype.to_json(),
+            "genotype_hash": self.genotype.hash,
+        }
+        self.curve.append(entry)
+        return entry
+
+    def _metrics(self, sums: Tensor) -> dict[str, float]:
+        """Measure the epoch; `sums` are those of `Bilevel.step` over its steps."""
+        settings = self.settings
+        val = self._bilevel.evaluate(
+            self.op_weights, self._data.validation(), settings.validation_norm
+        )
+        decided = alpha_diagnostics(self.alphas, self.op_weights)
+        # The only wait for a GPU in an epoch.
+        loss, correct, moved, *rest = torch.cat([sums, val, decided]).tolist()
+        steps = self._data.num_steps
+        metrics = {
+            "train_loss": loss / steps,
+            "train_accuracy": correct / (steps * settings.batch_size),
+            **dict(zip(("val_loss", "val_accuracy", *ALPHA_DIAGNOSTICS), rest, strict=True)),
+        }
+        if self.method.perturb is not None:
+            metrics["perturb_distance"] = moved / steps
+        return metrics
+
+    def time_steps(self, count: int = 3) -> float:
+        """Return the seconds of one step, alpha and weight step together; changes no result.
+
+        Args:
+            count: Steps to time, after one that is not counted.
+        """
+        before = self.state_dict()
+        at = self._bilevel.point(self.epoch)
+        clocks = Stopwatch(self.device), Stopwatch(self.device)
+        try:
+            for number in range(count + 1):
+                self._bilevel.step(at, *self._data.next_batches(), clocks)
+                if number == 0:
+                    clocks = Stopwatch(self.device), Stopwatch(self.device)
+        finally:
+            self.load_state_dict(before)
+        return clocks[0].mean() + clocks[1].mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of everything that the rest of the search depends on, and its results."""
+        return {
+            "kind": "search",
+            "format": STATE_FORMAT,
+            "identity": json.dumps(self._identity()),
+            "fingerprint": asdict(self.fingerprint),
+            "resumed_elsewhere": self.resumed_elsewhere,
+            "epoch": self.epoch,
+            "diverged": self.diverged,
+            "curve": [dict(entry) for entry in self.curve],
+            "genotype": self.genotype.to_json(),
+            "op_weights": cloned(self.op_weights),
+            "bilevel": self._bilevel.state_dict(),
+            "data": self._data.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; under the same fingerprint, bit for bit.
+
+        Raises:
+            StateError: The state is of another search, or of a newer format.
+        """
+        kind, form = state.get("kind"), state.get("format")
+        if (kind, form) != ("search", STATE_FORMAT):
+            raise StateError(
+                f"The stored state must be a search of format {STATE_FORMAT}, got {kind} of {form}."
+            )
+        check_identity(state["identity"], self._identity())
+        self._data.load_state_dict(state["data"])
+        self._bilevel.load_state_dict(state["bilevel"])
+        self.epoch, self.diverged = state["epoch"], state["diverged"]
+        self.curve = [dict(entry) for entry in state["curve"]]
+        self.genotype = Genotype.from_json(state["genotype"])
+        for name, alpha in self.alphas.items():
+            self.op_weights[name] = state["op_weights"][name].to(alpha, copy=True)
+        elsewhere = state["fingerprint"] != asdict(self.fingerprint)
+        self.resumed_elsewhere = state["resumed_elsewhere"] or elsewhere
+
+    def _identity(self) -> dict[str, Any]:
+        # The content of the data counts, not where it lies.
+        data = {"name": self.description["dataset"]["name"], "digest": self.data_digest}
+        search = identity_of(self.description["search"])
+        return self.description | {"dataset": data, "search": search}
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Write `state_dict` to a file, atomically."""
+        save_state(self.state_dict(), path)
+
+    def load_state(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a file of `save_state`.
+
+        Raises:
+            StateError: The file is missing, damaged, or of another search.
+        """
+        self.load_state_dict(load_state(path))
+
+    def final_state(self) -> dict[str, Any]:
+        """Return the result for later analysis; `torch.load(weights_only=True)` reads it back."""
+        supernet = self._bilevel.supernet
+        return {
+            "weights": cloned(dict(supernet.named_parameters())),
+            "buffers": cloned(dict(supernet.named_buffers())),
+            "alphas": cloned(self.alphas),
+            "op_weights": cloned(self.op_weights),
+            "genotype": json.dumps(self.genotype.to_json()),
+            "settings": json.dumps(self.description),
+        }

@@ -1,0 +1,1 @@
+"""One file per rule that turns a supernet into a genotype."""

@@ -1,0 +1,175 @@
+"""Settings of a search and of a retraining. Imports no torch: experiment files are checked by it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+Augment = Literal["auto", "none", "crop_flip"]
+Precision = Literal["float32", "float64"]
+
+
+def _check(settings: Any, **rules: str) -> None:
+    """Raise ValueError where a field breaks its rule: 'positive', 'not negative' or 'share'."""
+    for name, rule in rules.items():
+        value = getattr(settings, name)
+        if value is None:
+            continue
+        finite = math.isfinite(value)
+        if rule == "positive" and not (finite and value > 0):
+            raise ValueError(f"{name} must be > 0, got {value!r}.")
+        if rule == "not negative" and not (finite and value >= 0):
+            raise ValueError(f"{name} must be >= 0, got {value!r}.")
+        if rule == "share" and not (finite and 0 <= value < 1):
+            raise ValueError(f"{name} must be in [0, 1), got {value!r}.")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Settings of the bilevel search; the defaults are those of DARTS on CIFAR-10.
+
+    Attributes:
+        epochs: Epochs of the search; the cosine schedule spans them.
+        batch_size: Images per step, of each of the two splits.
+        weight_lr: Learning rate of the weights (SGD) in the first epoch.
+        weight_lr_min: Learning rate that the cosine schedule ends at.
+        weight_momentum: Momentum of the weights' SGD.
+        weight_decay: L2 penalty of the weights.
+        nesterov: Whether the weights' SGD uses Nesterov momentum.
+        gradient_clip: L2 norm that the weight gradient is clipped to; 0 switches it off.
+        alpha_lr: Learning rate of the alphas (Adam).
+        alpha_beta1, alpha_beta2: Adam's decay rates for the alphas.
+        alpha_weight_decay: L2 penalty of the alphas.
+        train_share: Share of the training set that trains weights; the rest is the validation split.
+        validation_norm: Batch-norm statistics of the validation accuracy.
+        augment: "auto" follows the dataset.
+        cutout: Side of the square that is cut out of training images, in pixels; 0 is off.
+        precision: Floating-point type of weights and images.
+        threads: CPU threads of the trial.
+
+    Raises:
+        ValueError: A value is out of range.
+
+    Source:
+        Liu et al., DARTS, ICLR 2019, and its authors' code (cnn/train_search.py).
+    """
+
+    epochs: int = 50
+    batch_size: int = 64
+    weight_lr: float = 0.025
+    weight_lr_min: float = 0.001
+    weight_momentum: float = 0.9
+    weight_decay: float = 3e-4
+    nesterov: bool = False
+    gradient_clip: float = 5.0
+    alpha_lr: float = 3e-4
+    alpha_beta1: float = 0.5
+    alpha_beta2: float = 0.999
+    alpha_weight_decay: float = 1e-3
+    train_share: float = 0.5
+    validation_norm: Literal["running", "batch"] = "running"
+    augment: Augment = "auto"
+    cutout: int = 0
+    precision: Precision = "float32"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            epochs="positive",
+            batch_size="positive",
+            weight_lr="positive",
+            weight_lr_min="not negative",
+            weight_momentum="share",
+            weight_decay="not negative",
+            gradient_clip="not negative",
+            alpha_lr="positive",
+            alpha_beta1="share",
+            alpha_beta2="share",
+            alpha_weight_decay="not negative",
+            cutout="not negative",
+            threads="positive",
+        )
+        if not 0 < self.train_share < 1:
+            raise ValueError(f"train_share must be in (0, 1), got {self.train_share!r}.")
+        if self.nesterov and self.weight_momentum == 0:
+            raise ValueError("nesterov needs weight_momentum > 0, got 0.")
+
+
+@dataclass(frozen=True)
+class RetrainSettings:
+    """Settings of training a genotype from scratch; the defaults are those of DARTS on CIFAR-10.
+
+    Attributes:
+        epochs: Epochs; the cosine schedule spans them.
+        batch_size: Images per step.
+        lr: Learning rate of the first epoch.
+        lr_min: Learning rate that the cosine schedule ends at.
+        momentum: Momentum of SGD.
+        weight_decay: L2 penalty.
+        nesterov: Whether SGD uses Nesterov momentum.
+        gradient_clip: L2 norm that the gradient is clipped to; 0 switches it off.
+        channels: Channels of the first cell; None is the space's published evaluation network.
+        cells: Number of cells (per stage in NAS-Bench-201); None likewise.
+        auxiliary_weight: Weight of the auxiliary head's loss; 0 builds none.
+        drop_path: Probability of dropping a path in the last epoch, growing linearly from 0.
+        label_smoothing: Share of the label mass spread over all classes.
+        val_share: Share of the training set held out and reported as validation accuracy.
+        augment: "auto" follows the dataset.
+        cutout: Side of the square that is cut out of training images, in pixels; 0 is off.
+        precision: Floating-point type of weights and images.
+        threads: CPU threads of the trial.
+
+    Raises:
+        ValueError: A value is out of range.
+
+    Source:
+        Liu et al., DARTS, ICLR 2019, and its authors' code (cnn/train.py).
+    """
+
+    epochs: int = 600
+    batch_size: int = 96
+    lr: float = 0.025
+    lr_min: float = 0.0
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    nesterov: bool = False
+    gradient_clip: float = 5.0
+    channels: int | None = None
+    cells: int | None = None
+    auxiliary_weight: float = 0.4
+    drop_path: float = 0.2
+    label_smoothing: float = 0.0
+    val_share: float = 0.0
+    augment: Augment = "auto"
+    cutout: int = 16
+    precision: Precision = "float32"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            epochs="positive",
+            batch_size="positive",
+            lr="positive",
+            lr_min="not negative",
+            momentum="share",
+            weight_decay="not negative",
+            gradient_clip="not negative",
+            channels="positive",
+            cells="positive",
+            auxiliary_weight="not negative",
+            drop_path="share",
+            label_smoothing="share",
+            val_share="share",
+            cutout="not negative",
+            threads="positive",
+        )
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum > 0, got 0.")
+
+
+def field_names(settings: type[Any]) -> tuple[str, ...]:
+    """Return the names of a settings class, in order."""
+    return tuple(field.name for field in fields(settings))

@@ -1,0 +1,143 @@
+"""Plain training of a network: a step, an epoch, an evaluation, and the state of all three."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from spaces.core.network import Network
+from trainables.images import Batches, ImageSet, full_pass
+from trainables.settings import RetrainSettings
+from trainables.state import DTYPES, cloned
+
+
+class Training:
+    """SGD on a network's weights, and its accuracy on images it is given.
+
+    Args:
+        network: On its device, of the settings' precision.
+        batches: Training batches, on the same device.
+        settings: Settings of the optimizer and the loss.
+        generator: Source of dropped paths, on that device.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        batches: Batches,
+        settings: RetrainSettings,
+        generator: torch.Generator,
+    ) -> None:
+        self.network = network
+        self.batches = batches
+        self.settings = settings
+        self._generator = generator
+        self._device = batches.images.images.device
+        self._weights = list(network.parameters())
+        self._optimizer = torch.optim.SGD(
+            self._weights,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.nesterov,
+            foreach=True,
+        )
+
+    def run_epoch(self, *, lr: float, drop_path: float) -> tuple[float, float]:
+        """Go once through the training batches.
+
+        Args:
+            lr: Learning rate.
+            drop_path: Probability of dropping a path for an image.
+
+        Returns:
+            Mean loss in nats, label smoothing included, and share of correct answers, both of the
+            main head in training mode.
+        """
+        self._set_lr(lr)
+        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
+        for _ in range(len(self.batches)):
+            sums += self._step(drop_path)
+        loss, correct = (sums / len(self.batches)).tolist()
+        return loss, correct / self.settings.batch_size
+
+    def time_steps(self, count: int, *, lr: float, drop_path: float) -> float:
+        """Return the seconds of a training step, the least of `count`; nothing else changes."""
+        before = self.state_dict()
+        times = []
+        self._set_lr(lr)
+        try:
+            for _ in range(count):
+                start = time.perf_counter()
+                self._step(drop_path).tolist()  # tolist waits for the device
+                times.append(time.perf_counter() - start)
+        finally:
+            self.load_state_dict(before)
+        return min(times)
+
+    def _set_lr(self, lr: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+
+    def _step(self, drop_path: float) -> Tensor:
+        """Update the weights on the next batch; return (loss, correct), still on the device."""
+        settings = self.settings
+        images, labels = self.batches.next_batch()
+        self.network.train()
+        logits, auxiliary_logits = self.network(images, drop_path, self._generator)
+        loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+        total = loss
+        if auxiliary_logits is not None:
+            total = total + settings.auxiliary_weight * F.cross_entropy(
+                auxiliary_logits, labels, label_smoothing=settings.label_smoothing
+            )
+        self._optimizer.zero_grad()
+        total.backward()
+        if settings.gradient_clip > 0:
+            torch.nn.utils.clip_grad_norm_(self._weights, settings.gradient_clip, foreach=True)
+        self._optimizer.step()
+        correct = (logits.argmax(dim=1) == labels).sum()
+        return torch.stack([loss.detach().double(), correct.double()])
+
+    @torch.no_grad()
+    def evaluate(self, images: ImageSet) -> tuple[float, float]:
+        """Return mean cross entropy in nats and accuracy over all images, on running statistics."""
+        self.network.eval()
+        dtype = DTYPES[self.settings.precision]
+        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
+        for batch, labels in full_pass(images, self.settings.batch_size, dtype):
+            logits, _ = self.network(batch)
+            sums[0] += F.cross_entropy(logits, labels, reduction="sum")
+            sums[1] += (logits.argmax(dim=1) == labels).sum()
+        loss, accuracy = (sums / len(images)).tolist()
+        return loss, accuracy
+
+    def is_finite(self) -> bool:
+        """Return whether all weights and running statistics are finite."""
+        values = [t for t in self.network.state_dict().values() if t.is_floating_point()]
+        return bool(torch.stack([value.isfinite().all() for value in values]).all())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next step depends on; tensors are copies."""
+        return {
+            "network": cloned(dict(self.network.state_dict())),
+            "optimizer": cloned(self._optimizer.state_dict()),
+            "batches": self.batches.state_dict(),
+            "drop_generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            StateError: The state's batches are of other data or of another size.
+        """
+        self.batches.load_state_dict(state["batches"])
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(cloned(state["optimizer"]))
+        self._generator.set_state(state["drop_generator"].cpu())
