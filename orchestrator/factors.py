@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.dimensions import PLUGIN_KINDS, Dimension, dimensions_of, holds, without_words
@@ -230,8 +232,8 @@ def configuration(block: Block, params: Mapping[str, Any]) -> Configuration:
         part, _, key = dimension.path.partition(".")
         settings[part] = {**settings[part], key: value} if key else dict(value)
     for part, kind in PLUGIN_KINDS.items():
-        settings[part] = plugins.settings_of(*plugins.make_config(kind, settings[part]))
-    # Built once to be checked; the mapping is what is stored and hashed.
+        _check_plugin(kind, canonical(settings[part]))
+    # Built to be checked; the mapping, complete already, is what is stored and hashed.
     plugins.typed_config(SearchSettings, settings["search"], where="search", owner="search")
     digest = hashlib.sha256(canonical(settings).encode()).hexdigest()[:10]
     return Configuration(settings, dict(params), block.index, digest)
@@ -246,6 +248,12 @@ def _expand(node: Any) -> list[Any]:
         return [node]
     options = [_expand(value) for value in node.values()]
     return [dict(zip(node, values, strict=True)) for values in itertools.product(*options)]
+
+
+@lru_cache(maxsize=1024)
+def _check_plugin(kind: str, settings: str) -> None:
+    """Let a plug-in refuse settings, given as JSON; what it took once it is not asked again."""
+    plugins.make_config(kind, json.loads(settings))
 
 
 def _count(node: Any) -> int:

@@ -122,7 +122,7 @@ def _curve_blocks(rows: Sequence[Row], results: Sequence[Result], folder: Path) 
         return []
     path = folder / "val_accuracy.png"
     plots.curves(series, path, ylabel="val accuracy of the supernet, %", stopped=others)
-    text = "Validation accuracy: mean over seeds, 95 % interval shaded, each seed as a thin line"
+    text = "Validation accuracy: mean over seeds, 95 % interval shaded, for 3 seeds or more"
     if others:
         text += "; grey: rows that did not finish"
     if len([result for result in results if result.accuracy.n]) > len(shown):

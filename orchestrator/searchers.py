@@ -87,9 +87,10 @@ class _BlockState:
 class OptunaSearcher(_Stateless):
     """One `optuna.Study` per grid block, asked in turn, so that each block gets the same budget.
 
-    Differs from Ray's OptunaSearch: the space is conditional, by suggest calls; a configuration that
-    a scheduler stopped is told as pruned instead of complete; a non-finite value is told as the
-    finite worst instead of leaving its trial running for ever; and the state comes from the ledger.
+    Differs from Ray's OptunaSearch: the space is conditional, by suggest calls; a configuration
+    that a scheduler stopped is told as pruned instead of complete; a non-finite value is told as
+    the finite worst instead of leaving its trial running for ever; and the state comes from the
+    ledger.
 
     Args:
         blocks: Grid blocks with their sampled dimensions.

@@ -41,7 +41,8 @@ class Outcome:
 
 def run_link(experiment_id: str, run_id: str, text: str) -> str:
     """Return a Markdown link to a run that works within MLflow's own pages."""
-    return f"[{text}](#/experiments/{experiment_id}/runs/{run_id})"
+    # Without the query MLflow shows training runs as evaluations of language models.
+    return f"[{text}](#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning)"
 
 
 def row_note(row: Row, own: Outcome, related: Iterable[Outcome], experiment_id: str) -> str:
@@ -73,7 +74,8 @@ def row_note(row: Row, own: Outcome, related: Iterable[Outcome], experiment_id: 
         lines += ["", f"**{heading}**", "", *links[:20]]
         lines += [f"- and {len(links) - 20} more"] * (len(links) > 20)
     if row.genotype:
-        lines += ["", "**Cell** (drawing: artifact `cell.png`)", "", *_cells(row.genotype)]
+        drawing = f"get-artifact?path=cell.png&run_uuid={own.run_id}"
+        lines += ["", f"![artifact cell.png]({drawing})", "", *_cells(row.genotype)]
     if row.error:
         lines += ["", "**Error**", "", "```", row.error.strip()[-2000:], "```"]
     lines += ["", f"Row `{own.key}` of the ledger."]
@@ -91,8 +93,6 @@ def study_note(name: str, outcomes: Sequence[Outcome], experiment_id: str) -> st
         if outcome.stage == "retrain" and outcome.genotype_hash:
             retrained.setdefault(outcome.genotype_hash, []).append(outcome)
     lines = [
-        f"### {name}",
-        "",
         "| method | n seeds | mean val accuracy | best val accuracy | genotype of the best"
         " | retrain test accuracy | search time |",
         "|---|---|---|---|---|---|---|",
@@ -116,7 +116,7 @@ def _study_line(
     good = _valued(group)
     best = max(good, key=lambda o: o.value or -math.inf, default=None)
     tests = [
-        f"[{other.value:.4f}](#/experiments/{experiment_id}/runs/{other.run_id})"
+        run_link(experiment_id, other.run_id, f"{other.value:.4f}")
         for genotype in sorted({o.genotype_hash for o in group if o.genotype_hash})
         for other in retrained.get(genotype, [])
         if other.value is not None

@@ -15,6 +15,7 @@ from orchestrator.tracking_view import Point
 from spaces.core.errors import NasError, SpaceError
 from spaces.core.genotype import Genotype
 
+_DRAWING_WIDTH = 800  # pixels
 _log = logging.getLogger(__name__)
 
 
@@ -136,6 +137,12 @@ def write_artifacts(folder: Path, row: Row) -> None:
     except SpaceError as error:
         _log.warning("row %s: %s", row.key, error)
         return
+    from PIL import Image
+
     from spaces.core.drawing import draw_genotype  # here: it brings matplotlib
 
     draw_genotype(genotype, folder / "cell.png")
+    with Image.open(folder / "cell.png") as drawing:
+        # MLflow's descriptions show a picture pixel by pixel, in a column of about this width.
+        drawing.thumbnail((_DRAWING_WIDTH, 10 * _DRAWING_WIDTH), Image.Resampling.LANCZOS)
+        drawing.save(folder / "cell.png", optimize=True)

@@ -1,4 +1,4 @@
-"""Settings of a search and of a retraining. Imports no torch: experiment files are checked by it."""
+"""Settings of a search and of a retraining. No torch: experiment files are checked by it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SearchSettings:
         alpha_lr: Learning rate of the alphas (Adam).
         alpha_beta1, alpha_beta2: Adam's decay rates for the alphas.
         alpha_weight_decay: L2 penalty of the alphas.
-        train_share: Share of the training set that trains weights; the rest is the validation split.
+        train_share: Share of the training set that trains weights; the rest is for validation.
         validation_norm: Batch-norm statistics of the validation accuracy.
         augment: "auto" follows the dataset.
         cutout: Side of the square that is cut out of training images, in pixels; 0 is off.
@@ -113,7 +113,7 @@ class RetrainSettings:
         channels: Channels of the first cell; None is the space's published evaluation network.
         cells: Number of cells (per stage in NAS-Bench-201); None likewise.
         auxiliary_weight: Weight of the auxiliary head's loss; 0 builds none.
-        drop_path: Probability of dropping a path in the last epoch, growing linearly from 0.
+        drop_path: Probability of dropping a path: `drop_path * epoch / epochs`, epochs from 0.
         label_smoothing: Share of the label mass spread over all classes.
         val_share: Share of the training set held out and reported as validation accuracy.
         augment: "auto" follows the dataset.

@@ -71,6 +71,7 @@ def draw_genotype(genotype: Genotype, path: str | Path) -> Path:
     if path.suffix.lower() not in SUFFIXES:
         raise SpaceError(f"A drawing must end in {' or '.join(SUFFIXES)}, got '{path}'.")
     # matplotlib is slow to import and needed for drawings alone.
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -99,7 +100,9 @@ def draw_genotype(genotype: Genotype, path: str | Path) -> Path:
         _draw_cell(axes, graph, styles)
     _draw_legend(figure, styles)
     metadata: dict[str, Any] = {"Date": None} if path.suffix.lower() == ".svg" else {}
-    figure.savefig(path, dpi=200, metadata=metadata)
+    # The salt makes the names inside an SVG the same each time.
+    with rc_context({"svg.hashsalt": "genotype"}):
+        figure.savefig(path, dpi=200, metadata=metadata)
     return path
 
 
@@ -160,7 +163,8 @@ def _draw_cell(axes: Axes, graph: _Graph, styles: Mapping[str, _Style]) -> None:
             _draw_link(axes, points, style.colour, 2.2, style.dashes, head=True)
         else:
             _draw_link(axes, points, _FAINT, 1.1, None, head=False)
-    touched = {node for link in graph.links for node in link}
+    # A node that nothing reaches, where all edges into it are none, is drawn faintly.
+    reached = {*range(graph.cell.num_inputs), *(target for _, target in graph.links)}
     for node, (x, y) in graph.placed.nodes.items():
         inner = isinstance(node, int) and node >= graph.cell.num_inputs
         plain = inner and graph.label(node) != "out"
@@ -171,12 +175,12 @@ def _draw_cell(axes: Axes, graph: _Graph, styles: Mapping[str, _Style]) -> None:
             boxstyle="round,pad=0,rounding_size=0.1",
             mutation_aspect=_LAYER_INCHES / _HEIGHT_INCHES,
             facecolor="white" if plain else "#eef2f6",
-            edgecolor=_INK if node in touched else _FAINT,
+            edgecolor=_INK if node in reached else _FAINT,
             linewidth=1.2,
             zorder=3,
         )
         axes.add_patch(box)
-        colour = _INK if node in touched else _FAINT
+        colour = _INK if node in reached else _FAINT
         axes.text(
             x, y, graph.label(node), ha="center", va="center_baseline", color=colour, zorder=4,
             fontsize=10,

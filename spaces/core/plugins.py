@@ -265,14 +265,22 @@ def _files(kind: str) -> Iterator[tuple[str, Path]]:
     for path in sorted(_folder(kind).glob("*.py")):
         if not path.name.startswith("_"):
             yield f"{PACKAGES[kind]}.{path.stem}", path
-    for entry in entry_points(group=f"nas_orchestrator.{kind}"):
-        spec = importlib.util.find_spec(entry.value)
-        if spec is not None and spec.origin is not None:
-            yield entry.value, Path(spec.origin)
+    yield from _installed(kind)
     for folder in plugin_folders():
         for path in sorted((folder / kind).glob("*.py")):
             if not path.name.startswith("_"):
                 yield f"nas_plugins.{kind}.{path.stem}", path
+
+
+@lru_cache(maxsize=16)
+def _installed(kind: str) -> tuple[tuple[str, Path], ...]:
+    """Return modules and files of entry points; to look at all packages is slow, so only once."""
+    found = []
+    for entry in entry_points(group=f"nas_orchestrator.{kind}"):
+        spec = importlib.util.find_spec(entry.value)
+        if spec is not None and spec.origin is not None:
+            found.append((entry.value, Path(spec.origin)))
+    return tuple(found)
 
 
 @lru_cache(maxsize=256)

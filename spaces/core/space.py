@@ -122,7 +122,7 @@ class Space(ABC):
             channels: Channels of the first cell; None is the published evaluation network.
             cells: Number of cells (per stage in NAS-Bench-201); None likewise.
             auxiliary: Whether it has an auxiliary head.
-            image_size: Side of the images, in pixels.
+            image_size: Side of the images, in pixels; the networks of both spaces shipped take any.
             seed: Seed of the initial weights. The global RNG is untouched.
 
         Returns:

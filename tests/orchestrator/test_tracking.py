@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from PIL import Image
 
 from orchestrator import tracking
 from orchestrator.study import Study
@@ -114,7 +115,10 @@ def test_mlflow_shows_the_study_its_rows_and_what_they_found(root: Path) -> None
     assert shown["darts · seed 1"]["tags"]["error"] == "ValueError: no"
     assert shown["darts · seed 1"]["artifacts"] == ["curves.json"]
     assert shown["shown"]["artifacts"] == ["experiment.yaml", "study.json"]
-    assert list((root / "mlflow-artifacts" / "shown").glob("*/artifacts/cell.png"))
+    drawings = list((root / "mlflow-artifacts" / "shown").glob("*/artifacts/cell.png"))
+    assert len(drawings) == 3
+    with Image.open(drawings[0]) as drawing:
+        assert drawing.width <= 800
 
     tracking.rebuild(study, uri)
     (study.path / "outbox" / "events.jsonl.offset").unlink()

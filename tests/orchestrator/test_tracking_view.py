@@ -119,9 +119,9 @@ def test_the_note_of_a_study_has_a_line_per_configuration_best_first() -> None:
         outcome("b", 0.8, "5", stage="retrain", genotype_hash="best", name="retrain"),
     ]
     lines = study_note("s", outcomes, "7").splitlines()
-    assert lines[4] == "| b | 1 of 2 | 0.9000 | 0.9000 | `g3` | – | 2.0 s |"
-    best = "[0.8000](#/experiments/7/runs/id-5)"
-    assert lines[5] == f"| a | 2 | 0.6000 | 0.7000 | `best` | {best} | 2.0 s |"
+    assert lines[2] == "| b | 1 of 2 | 0.9000 | 0.9000 | `g3` | – | 2.0 s |"
+    best = "[0.8000](#/experiments/7/runs/id-5?workflowType=machine_learning)"
+    assert lines[3] == f"| a | 2 | 0.6000 | 0.7000 | `best` | {best} | 2.0 s |"
     assert "Not finished: 1 diverged." in lines
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spaces.core.mixture import Norm
 from tests.trainables.searches import SPACES, small_search
@@ -108,6 +109,38 @@ def test_each_pass_asks_only_for_the_gradients_it_needs(monkeypatch: pytest.Monk
         {id(alpha) for alpha in bilevel.alphas.values()},
         {id(weight) for weight in bilevel.weights},
     ]
+
+
+class HostReads(TorchDispatchMode):
+    """Notes the operations for which the host would have to wait for a GPU."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if any(waiting in name for waiting in self.WAITING):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["darts", "sdarts_rs", UNROLLED], ids=str)
+@pytest.mark.parametrize("space", list(SPACES))
+def test_a_step_never_reads_a_value_on_the_host(
+    monkeypatch: pytest.MonkeyPatch, method: Any, space: str
+) -> None:
+    trial = small_search(method, space=space)
+    with HostReads() as control:
+        bool(torch.ones(()) > 0)
+    assert control.found == ["_local_scalar_dense"]
+    # Adam reads its step count, which torch keeps on the host.
+    monkeypatch.setattr(trial._bilevel.alpha_optimizer, "step", lambda: None)
+    with HostReads() as reads:
+        one_step(trial)
+    assert reads.found == []
 
 
 def test_probes_at_displaced_weights_leave_the_running_statistics() -> None:

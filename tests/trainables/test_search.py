@@ -131,7 +131,7 @@ def test_a_search_learns_and_ends(space: str) -> None:
         trial.run_epoch()
 
 
-SHORT = {"epochs": 2, "batch_size": 24}
+SHORT = {"epochs": 2, "batch_size": 20}
 """Two steps: the fewest in which momentum and the schedule can be seen."""
 # A value for each setting that differs from `small_search(**SHORT)`.
 CHANGES: dict[str, Any] = {

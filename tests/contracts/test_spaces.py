@@ -1,0 +1,186 @@
+"""What every space promises, over all that are found."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from spaces.core import plugins
+from spaces.core.cost import network_cost
+from spaces.core.errors import SpaceError
+from spaces.core.genotype import Genotype
+from spaces.core.mixture import Mixture
+from spaces.core.space import Space
+
+SPACES = plugins.available("spaces")
+SMALL = ({"channels": 4, "cells": 3}, {"channels": 4, "cells_per_stage": 1})
+
+
+@pytest.fixture(params=SPACES, scope="module")
+def space(request: pytest.FixtureRequest) -> Space:
+    """Return a space, small where its settings allow it."""
+    name = request.param
+    fields = plugins.describe("spaces", name).config.__dataclass_fields__
+    sizes = next((small for small in SMALL if set(small) <= set(fields)), {})
+    name, config = plugins.make_config("spaces", {"name": name, **sizes})
+    return plugins.load("spaces", name).build(config, name)
+
+
+def random_weights(space: Space, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(shape, generator=generator).softmax(-1)
+        for name, shape in space.alpha_shapes().items()
+    }
+
+
+def small_network(space: Space, genotype: Genotype, **settings: object) -> torch.nn.Module:
+    return space.build_network(genotype, 1, 4, channels=4, cells=2, image_size=8, **settings)
+
+
+def test_it_is_described_without_being_imported(space: Space) -> None:
+    info = plugins.describe("spaces", space.name)
+    assert info.summary
+    assert info.source
+
+
+def test_the_description_of_cells_fits_together(space: Space) -> None:
+    assert set(space.operations) == set(space.edges) == set(space.cell_types)
+    for name, (num_edges, num_ops) in space.alpha_shapes().items():
+        assert len(set(space.edges[name])) == num_edges
+        assert len(set(space.operations[name])) == num_ops
+        assert all(source < target for source, target in space.edges[name])
+        assert space.skip_operation in space.operations[name]
+        assert space.skip_operation in space.parameter_free
+
+
+def test_gradient_reaches_every_weight_and_every_op_weight(space: Space) -> None:
+    supernet = space.build_supernet(1, 4, seed=0)
+    op_weights = {k: v.requires_grad_() for k, v in random_weights(space, 1).items()}
+    images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    logits = supernet(images, Mixture(op_weights))
+    assert logits.shape == (4, 4)
+    logits.square().sum().backward()
+    for name, weight in supernet.named_parameters():
+        assert weight.grad is not None, name
+        assert torch.isfinite(weight.grad).all(), name
+    for name, weights in op_weights.items():
+        none = [op == "none" for op in space.operations[name]]
+        assert (weights.grad[:, ~torch.tensor(none)].abs() > 0).all()
+        assert (weights.grad[:, torch.tensor(none)] == 0).all()
+
+
+def test_norm_decides_what_happens_to_running_statistics(space: Space) -> None:
+    supernet = space.build_supernet(1, 4, seed=0)
+    mixture = Mixture(random_weights(space, 1))
+    images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    before = {name: value.clone() for name, value in supernet.named_buffers()}
+    batch = supernet(images, mixture)
+    running = supernet(images, mixture, norm="running")
+    assert all(torch.equal(value, before[name]) for name, value in supernet.named_buffers())
+    assert torch.equal(supernet(images, mixture, norm="batch_and_update"), batch)
+    assert not torch.allclose(batch, running)
+    assert all(not torch.equal(value, before[name]) for name, value in supernet.named_buffers())
+
+
+def test_no_search_state_is_inside(space: Space) -> None:
+    shapes = set(space.alpha_shapes().values())
+    supernet = space.build_supernet(1, 4, seed=0)
+    assert not any(tuple(value.shape) in shapes for value in supernet.state_dict().values())
+    assert not any("num_batches" in name for name, _ in supernet.named_buffers())
+
+
+def test_initialisation_depends_on_the_seed_alone(space: Space) -> None:
+    torch.manual_seed(1)
+    first = space.build_supernet(1, 4, seed=3).state_dict()
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), drawn)
+    second = space.build_supernet(1, 4, seed=3).state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    genotype = space.discretize(random_weights(space, 0))
+    ours, same, other = (
+        list(small_network(space, genotype, seed=seed).parameters()) for seed in (5, 5, 6)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(ours, same, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(ours, other, strict=True))
+
+
+def test_discretize_uses_only_the_order_of_op_weights(space: Space) -> None:
+    for seed in range(20):
+        op_weights = random_weights(space, seed)
+        genotype = space.discretize(op_weights)
+        space.check(genotype)
+        scaled = {name: 3.0 * weights + 0.5 for name, weights in op_weights.items()}
+        assert space.discretize(scaled) == genotype
+        assert tuple(cell.name for cell in genotype.cells) == space.cell_types
+
+
+def test_discretize_refuses_what_it_cannot_rank(space: Space) -> None:
+    good = random_weights(space, 0)
+    name = space.cell_types[-1]
+    with pytest.raises(SpaceError, match="op_weights must have"):
+        space.discretize({k: v for k, v in good.items() if k != name})
+    with pytest.raises(SpaceError, match=r"must have shape \("):
+        space.discretize({**good, name: good[name][:-1]})
+    with pytest.raises(SpaceError, match="must be finite"):
+        space.discretize({**good, name: good[name] * float("nan")})
+
+
+def test_genotypes_survive_json_and_text(space: Space) -> None:
+    for seed in range(10):
+        genotype = space.discretize(random_weights(space, seed))
+        assert Genotype.from_json(json.loads(json.dumps(genotype.to_json()))) == genotype
+        assert space.parse(space.format(genotype)) == genotype
+        assert space.parse(json.dumps(genotype.to_json())).hash == genotype.hash
+
+
+def test_networks_train_and_their_cost_is_that_of_their_weights(space: Space) -> None:
+    genotype = space.discretize(random_weights(space, 4))
+    network = small_network(space, genotype)
+    images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    logits, auxiliary = network(images, 0.2, torch.Generator().manual_seed(0))
+    assert logits.shape == (4, 4)
+    assert auxiliary is None
+    logits.square().sum().backward()
+    cost = network_cost(
+        space, genotype, channels=4, cells=2, classes=4, in_channels=1, image_size=8
+    )
+    assert cost.params == sum(weight.numel() for weight in network.parameters())
+    assert cost.macs > 0
+
+
+def test_the_auxiliary_head_is_there_where_the_space_says_so(space: Space) -> None:
+    genotype = space.discretize(random_weights(space, 4))
+    if not space.has_auxiliary:
+        with pytest.raises(SpaceError, match="no auxiliary head"):
+            small_network(space, genotype, auxiliary=True)
+        return
+    network = small_network(space, genotype, auxiliary=True)
+    assert network(torch.zeros(4, 1, 8, 8))[1].shape == (4, 4)
+
+
+def test_impossible_networks_are_refused(space: Space) -> None:
+    genotype = space.discretize(random_weights(space, 0))
+    with pytest.raises(SpaceError, match="cells must be >= 1, got 0"):
+        space.build_network(genotype, 3, 10, cells=0)
+    with pytest.raises(SpaceError, match="channels must be >= "):
+        space.build_network(genotype, 3, 10, channels=0)
+    with pytest.raises(SpaceError, match="of space 'elsewhere', not of"):
+        space.build_network(Genotype("elsewhere", genotype.cells), 3, 10)
+
+
+def test_the_published_evaluation_network_is_the_default(space: Space) -> None:
+    genotype = space.discretize(random_weights(space, 0))
+    published = space.evaluation
+    assert network_cost(space, genotype) == network_cost(
+        space,
+        genotype,
+        channels=published.channels,
+        cells=published.cells,
+        classes=published.classes,
+        in_channels=published.in_channels,
+        image_size=published.image_size,
+    )
