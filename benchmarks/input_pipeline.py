@@ -1,6 +1,6 @@
 """Images per second of the input pipeline on one core, against a DataLoader with torchvision.
 
-    python benchmarks/input_pipeline.py [--images 5000] [--rounds 5] [--step-seconds 0.4]
+    python -m benchmarks.input_pipeline [--images 5000] [--rounds 5] [--step-seconds 0.4]
 
 Both make training batches of CIFAR-10's shape: random crop with padding 4, mirroring, normalising,
 and a cutout of 16 pixels. The reference is what the public search codes do: a DataLoader whose

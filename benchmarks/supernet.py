@@ -11,16 +11,12 @@ authors' public code does: NCHW, and every gradient in both halves of the step.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spaces.core import plugins
 from spaces.core.mixture import Mixture

@@ -322,6 +322,8 @@ class _Driver:
     def _cluster(self) -> Mapping[str, float]:
         if self.resources is None:
             settings = self.experiment.ray
+            where = "Ray on this machine" if settings.address == "local" else settings.address
+            self.reporter.message(f"starting {where}; trials follow in a moment")
             log = self.study.logs / "ray.log"
             cluster = sweep.cluster(settings.address, settings.cpus, log)
             self.resources = self.stack.enter_context(cluster)

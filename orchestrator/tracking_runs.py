@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,12 +139,20 @@ def write_artifacts(folder: Path, row: Row) -> None:
     except SpaceError as error:
         _log.warning("row %s: %s", row.key, error)
         return
+    (folder / "cell.png").write_bytes(_drawing(genotype))
+
+
+@functools.lru_cache(maxsize=256)  # a study finds the same cell again and again
+def _drawing(genotype: Genotype) -> bytes:
     from PIL import Image
 
     from spaces.core.drawing import draw_genotype  # here: it brings matplotlib
 
-    draw_genotype(genotype, folder / "cell.png")
-    with Image.open(folder / "cell.png") as drawing:
-        # MLflow's descriptions show a picture pixel by pixel, in a column of about this width.
-        drawing.thumbnail((_DRAWING_WIDTH, 10 * _DRAWING_WIDTH), Image.Resampling.LANCZOS)
-        drawing.save(folder / "cell.png", optimize=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cell.png"
+        draw_genotype(genotype, path)
+        with Image.open(path) as drawing:
+            # MLflow's descriptions show a picture pixel by pixel, in a column of about this width.
+            drawing.thumbnail((_DRAWING_WIDTH, 10 * _DRAWING_WIDTH), Image.Resampling.LANCZOS)
+            drawing.save(path)
+        return path.read_bytes()

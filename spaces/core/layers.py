@@ -61,6 +61,32 @@ class Source:
         """ReLU of the output, `(B, C, H, W)`."""
         return functional.relu(self.raw)
 
+    @property
+    def has_phases(self) -> bool:
+        """Whether height and width are even."""
+        return self.raw.shape[2] % 2 == 0 and self.raw.shape[3] % 2 == 0
+
+    @cached_property
+    def phases(self) -> Tensor:
+        """The four phases of the rectified output, `(4 B, C, H / 2, W / 2)`."""
+        return to_phases(self.rectified)
+
+
+def to_phases(x: Tensor) -> Tensor:
+    """Split `(B, C, H, W)` into every second row and column, `(4 B, C, H / 2, W / 2)`."""
+    batch, channels, height, width = x.shape
+    pixels = x.permute(0, 2, 3, 1).reshape(batch, height // 2, 2, width // 2, 2, channels)
+    phases = pixels.permute(2, 4, 0, 1, 3, 5).reshape(-1, height // 2, width // 2, channels)
+    return phases.permute(0, 3, 1, 2)
+
+
+def from_phases(x: Tensor) -> Tensor:
+    """Undo `to_phases`: `(4 B, C, H / 2, W / 2)` to `(B, C, H, W)`."""
+    batch, channels, height, width = x.shape
+    phases = x.permute(0, 2, 3, 1).reshape(2, 2, batch // 4, height, width, channels)
+    pixels = phases.permute(2, 3, 0, 4, 1, 5).reshape(-1, 2 * height, 2 * width, channels)
+    return pixels.permute(0, 3, 1, 2)
+
 
 class PointwiseConv(nn.Conv2d):
     """1x1 convolution of stride 1, without a bias, as the matrix product that it is.

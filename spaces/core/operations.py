@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spaces.core.errors import SpaceError, near_miss
-from spaces.core.layers import BatchNorm, ConvNorm, FactorizedReduce, PointwiseConv, Source
+from spaces.core.layers import (
+    BatchNorm,
+    ConvNorm,
+    FactorizedReduce,
+    PointwiseConv,
+    Source,
+    from_phases,
+)
 from spaces.core.mixture import Norm
 
 PARAMETER_FREE = frozenset({"none", "skip_connect", "max_pool_3x3", "avg_pool_3x3"})
@@ -36,31 +43,55 @@ class Pool(nn.Module):
 
 
 class DepthwiseStage(nn.Module):
-    """Depthwise convolution, 1x1 convolution, batch norm: half a separable convolution.
+    """Depthwise convolution, 1x1 convolution, batch norm: half a separable convolution."""
 
-    With dilation 2 and alone it is the dilated convolution of the DARTS space.
-    """
-
-    def __init__(
-        self, channels: int, kernel: int, *, stride: int, dilation: int, affine: bool
-    ) -> None:
+    def __init__(self, channels: int, kernel: int, *, stride: int, affine: bool) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(
-            channels,
-            channels,
-            kernel,
-            stride=stride,
-            padding=dilation * (kernel // 2),
-            dilation=dilation,
-            groups=channels,
-            bias=False,
+            channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False
         )
         self.pointwise = PointwiseConv(channels, channels)
         self.batch_norm = BatchNorm(channels, affine=affine)
 
     def forward(self, source: Source, norm: Norm, scale: Tensor | None = None) -> Tensor:
         """Map a source `(B, C, H, W)` to `(B, C, H', W')`."""
-        return self.batch_norm(self.pointwise(self.depthwise(source.rectified)), norm, scale)
+        return self._rest(self.depthwise(source.rectified), norm, scale)
+
+    def _rest(self, x: Tensor, norm: Norm, scale: Tensor | None) -> Tensor:
+        return self.batch_norm(self.pointwise(x), norm, scale)
+
+
+class DilatedConv(DepthwiseStage):
+    """Depthwise convolution of dilation 2, 1x1 convolution, batch norm.
+
+    With dilation 2 even and odd rows and columns never meet, so that the same kernel without
+    dilation runs on the four phases of the image. That is several times as fast: CPU libraries have
+    no depthwise backward kernel with dilation and fall back to one for dense convolutions. What
+    follows looks at pixels one by one, or at all of them, so that an image may stay in its phases
+    until it is needed whole.
+    """
+
+    def __init__(self, channels: int, kernel: int, *, stride: int, affine: bool) -> None:
+        super().__init__(channels, kernel, stride=1, affine=affine)
+        self.stride = stride
+
+    def in_phases(self, source: Source, norm: Norm, scale: Tensor | None = None) -> Tensor:
+        """Map a source `(B, C, H, W)` of even sides to phases `(4 B, C, H / 2, W / 2)`."""
+        return self._rest(self.depthwise(source.phases), norm, scale)
+
+    def forward(self, source: Source, norm: Norm, scale: Tensor | None = None) -> Tensor:
+        """Map a source `(B, C, H, W)` to `(B, C, H', W')`."""
+        if self.stride == 2:
+            # At stride 2 every window lies in the first phase.
+            return self._rest(self.depthwise(source.rectified[:, :, ::2, ::2]), norm, scale)
+        if source.has_phases:
+            return from_phases(self.in_phases(source, norm, scale))
+        weight = self.depthwise.weight
+        padding = 2 * (weight.shape[-1] // 2)
+        x = functional.conv2d(
+            source.rectified, weight, padding=padding, dilation=2, groups=weight.shape[0]
+        )
+        return self._rest(x, norm, scale)
 
 
 class SeparableConv(nn.Module):
@@ -68,8 +99,8 @@ class SeparableConv(nn.Module):
 
     def __init__(self, channels: int, kernel: int, *, stride: int, affine: bool) -> None:
         super().__init__()
-        self.first = DepthwiseStage(channels, kernel, stride=stride, dilation=1, affine=affine)
-        self.second = DepthwiseStage(channels, kernel, stride=1, dilation=1, affine=affine)
+        self.first = DepthwiseStage(channels, kernel, stride=stride, affine=affine)
+        self.second = DepthwiseStage(channels, kernel, stride=1, affine=affine)
 
     def forward(self, source: Source, norm: Norm, scale: Tensor | None = None) -> Tensor:
         """Map a source `(B, C, H, W)` to `(B, C, H', W')`."""
@@ -100,8 +131,8 @@ _BUILDERS: Mapping[str, Callable[[int, int, bool], nn.Module]] = {
     "nor_conv_3x3": lambda c, stride, a: ConvNorm(c, c, 3, stride=stride, affine=a),
     "sep_conv_3x3": lambda c, stride, a: SeparableConv(c, 3, stride=stride, affine=a),
     "sep_conv_5x5": lambda c, stride, a: SeparableConv(c, 5, stride=stride, affine=a),
-    "dil_conv_3x3": lambda c, stride, a: DepthwiseStage(c, 3, stride=stride, dilation=2, affine=a),
-    "dil_conv_5x5": lambda c, stride, a: DepthwiseStage(c, 5, stride=stride, dilation=2, affine=a),
+    "dil_conv_3x3": lambda c, stride, a: DilatedConv(c, 3, stride=stride, affine=a),
+    "dil_conv_5x5": lambda c, stride, a: DilatedConv(c, 5, stride=stride, affine=a),
 }
 
 

@@ -1,10 +1,9 @@
 """The supernet engine: one code path per source node, no search state, no globals.
 
-What makes it fast, in the order of what each brings on a CPU: channels_last; `none` costs nothing;
-ReLU, pooling and its batch norm run once per source node and not once per edge; dense convolutions
-that leave one node run as one (one norm for each kernel size: joining them costs a copy of the data
-on a CPU); op weights enter as the weight of the operation's last
-batch norm, so that mixing costs no pass over the data.
+What makes it fast on a CPU: channels_last; `none` costs nothing; ReLU, pooling and its batch norm
+run once per source node and not once per edge; dense convolutions of one size that leave a node run
+as one; dilated convolutions run without dilation on the phases of the image; op weights enter as
+the weight of the operation's last batch norm, so that mixing costs no pass over the data.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from spaces.core.errors import SpaceError
-from spaces.core.layers import BatchNorm, ConvNorm, Source
+from spaces.core.layers import BatchNorm, ConvNorm, Source, from_phases
 from spaces.core.layout import CellLayer, CellTopology, Layout
 from spaces.core.mixture import Mixture, Norm
-from spaces.core.operations import build_operation, is_pool, pool
+from spaces.core.operations import DilatedConv, build_operation, is_pool, pool
 from spaces.core.trunk import Trunk
 from spaces.core.weighted_sum import weighted_sum
 
@@ -49,6 +48,19 @@ def edge_scales(op_weights: Tensor, channels: int) -> tuple[EdgeScales, ...]:
         EdgeScales(scalars.unbind(), vectors.unbind())
         for scalars, vectors in zip(op_weights.unbind(), repeated.unbind(), strict=True)
     )
+
+
+@dataclass(frozen=True)
+class EdgeOutputs:
+    """Weighted outputs of one edge, or of all edges that enter a node.
+
+    Attributes:
+        plain: Images, each `(B, C, H, W)`.
+        phased: Images in phases, each `(4 B, C, H / 2, W / 2)`; only their sum is put together.
+    """
+
+    plain: list[Tensor]
+    phased: list[Tensor]
 
 
 class SourceMix(nn.Module):
@@ -115,9 +127,9 @@ class SourceMix(nn.Module):
 
     def forward(
         self, source: Source, scales: Sequence[EdgeScales], norm: Norm
-    ) -> list[list[Tensor]]:
-        """Return, for each edge, the weighted outputs of its convolutions, each `(B, C, H, W)`."""
-        outputs: list[list[Tensor]] = [[] for _ in self.rows]
+    ) -> list[EdgeOutputs]:
+        """Return, for each edge, the weighted outputs of its convolutions."""
+        outputs = [EdgeOutputs([], []) for _ in self.rows]
         wide: Tensor | None = None
         for name, convolution in self.dense.items():
             column = self.operations.index(name)
@@ -126,12 +138,16 @@ class SourceMix(nn.Module):
             wide = output if wide is None else wide + output
         if wide is not None:
             for into, part in zip(outputs, wide.split(self.channels, 1), strict=True):
-                into.append(part)
+                into.plain.append(part)
         for name in self.edge_operations:
             column = self.operations.index(name)
             operations = cast(nn.ModuleList, self.edge_operations[name])
             for into, row, operation in zip(outputs, self.rows, operations, strict=True):
-                into.append(operation(source, norm, scales[row].vectors[column]))
+                scale = scales[row].vectors[column]
+                if self.stride == 1 and source.has_phases and isinstance(operation, DilatedConv):
+                    into.phased.append(operation.in_phases(source, norm, scale))
+                else:
+                    into.plain.append(operation(source, norm, scale))
         return outputs
 
 
@@ -166,19 +182,23 @@ class MixedCell(nn.Module):
             Concatenation of the output nodes, `(B, out_channels, H', W')`.
         """
         nodes = list(inputs)
-        plain: dict[int, list[Tensor]] = {}
-        weighted: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        arriving = [EdgeOutputs([], []) for _ in range(self.topology.num_nodes)]
+        weighted: list[list[tuple[Tensor, Tensor]]] = [[] for _ in arriving]
         for node in range(self.topology.num_nodes):
             if node >= len(nodes):
-                nodes.append(Source(weighted_sum(weighted.pop(node, []), plain.pop(node, []))))
+                plain, phased = arriving[node].plain, arriving[node].phased
+                if phased:
+                    plain.append(from_phases(weighted_sum([], phased)))
+                nodes.append(Source(weighted_sum(weighted[node], plain)))
             if node >= len(self.mixes):
                 continue
             mix = cast(SourceMix, self.mixes[node])
             terms = mix.linear_terms(nodes[node], norm)
             for row, outputs in zip(mix.rows, mix(nodes[node], scales, norm), strict=True):
                 target = self.topology.edges[row][1]
-                plain.setdefault(target, []).extend(outputs)
-                weighted.setdefault(target, []).extend(
+                arriving[target].plain.extend(outputs.plain)
+                arriving[target].phased.extend(outputs.phased)
+                weighted[target].extend(
                     (scales[row].scalars[column], feature) for column, feature in terms
                 )
         outputs = [nodes[node].raw for node in self.topology.concat]

@@ -177,10 +177,13 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_row(ledger: Ledger) -> Non
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=_write_for_ever, args=(str(ledger.folder),))
     process.start()
+    path = ledger.folder / f"{row.key}.json"
+    before = path.stat().st_mtime_ns
+    while path.stat().st_mtime_ns == before:  # a process takes a while to start
+        time.sleep(0.01)
     # Reads while it writes, then after SIGKILL.
     for _ in range(200):
         assert ledger.read(row.key) == row
-        time.sleep(0.002)
     process.kill()
     process.join()
     assert ledger.rows() == [row]

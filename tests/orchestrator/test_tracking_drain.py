@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator import tracking_drain, tracking_follow, tracking_send
 from orchestrator.ledger import Row
-from orchestrator.outbox import epoch_record, offset_file
+from orchestrator.outbox import epoch_record, offset_file, start_record
 from orchestrator.study import Study
 from orchestrator.tracking_drain import Drain
 from orchestrator.tracking_follow import follow
@@ -147,7 +147,10 @@ def test_a_drain_killed_at_any_call_and_begun_again_loses_and_doubles_nothing(
             assert store.picture() == expected, (kill_at, after)
 
 
-def test_an_outage_at_any_call_is_survived_by_the_same_drain(study: Study) -> None:
+def test_an_outage_at_any_call_is_survived_by_the_same_drain(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking_drain, "BATCH_BYTES", 4000)
     for event in eventful(study):
         event()
     straight = drained(study)
@@ -239,6 +242,38 @@ def test_a_resumed_study_opens_its_run_again_and_goes_on_with_its_rows(study: St
     drain.send()
     assert {run["status"] for run in store.picture().values()} == {"FINISHED"}
     assert len(store.all) == 2
+
+
+def test_what_a_driver_does_not_go_on_with_is_interrupted_though_it_runs(study: Study) -> None:
+    driver = Driver(study)
+    store = MemoryStore()
+    drain = Drain(study, store, URI)
+    with study.hold():
+        driver.begin()
+        driver.start(ROWS[0])
+        driver.start(ROWS[1])
+        drain.send()
+        driver.begin()
+        driver.start(ROWS[1])
+        drain.send()
+        shown = store.picture()
+    assert shown[ROWS[0].key]["status"] == "KILLED"
+    assert shown[ROWS[1].key]["status"] == shown["study"]["status"] == "RUNNING"
+
+
+def test_a_finished_row_that_a_resumed_driver_replays_stays_finished(study: Study) -> None:
+    driver = Driver(study)
+    driver.begin()
+    driver.run(ROWS[0])
+    driver.end()
+    store = drained(study)
+    expected = store.picture()[ROWS[0].key]
+    with study.hold():
+        driver.begin()
+        driver.outbox.append(start_record(ROWS[0], BEGIN + 50))
+        driver.epoch(ROWS[0], 1)
+        Drain(study, store, URI).send()
+        assert store.picture()[ROWS[0].key] == expected
 
 
 def test_a_stopped_row_that_goes_on_is_the_same_run(study: Study) -> None:

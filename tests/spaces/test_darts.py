@@ -11,6 +11,7 @@ from spaces.core.cost import network_cost
 from spaces.core.errors import PluginSettingsError, SpaceError
 from spaces.core.genotype import Genotype
 from spaces.core.layers import Source
+from spaces.core.mixture import Mixture
 from spaces.core.named import named
 from spaces.core.network import drop_samples
 from tests.spaces.helpers import space_of
@@ -124,6 +125,16 @@ def test_networks_take_images_of_any_size(image_size: int, in_channels: int) -> 
     logits, auxiliary = network.eval()(images)
     assert logits.shape == (2, 5)
     assert auxiliary is None
+
+
+@pytest.mark.parametrize("shape", [(8, 7), (7, 8), (5, 5)])
+def test_supernets_take_images_with_odd_sides(shape: tuple[int, int]) -> None:
+    space = space_of({"name": "darts", "channels": 2, "cells": 3})
+    mixture = Mixture({name: torch.ones(size) for name, size in space.alpha_shapes().items()})
+    images = torch.randn(2, 1, *shape, generator=torch.Generator().manual_seed(0))
+    logits = space.build_supernet(1, 4, seed=0)(images, mixture)
+    assert logits.shape == (2, 4)
+    assert torch.isfinite(logits).all()
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:

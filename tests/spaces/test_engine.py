@@ -64,9 +64,9 @@ def reference_of(case: str, space: Space) -> nn.Module:
     return DartsReference(config.channels, config.cells, 3, 5, names).double()
 
 
-def batch() -> tuple[Tensor, Tensor]:
+def batch(side: int = 8) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
-    images = torch.randn(4, 3, 8, 8, generator=generator, dtype=torch.float64)
+    images = torch.randn(4, 3, side, side, generator=generator, dtype=torch.float64)
     return images, torch.tensor([0, 1, 4, 2])
 
 
@@ -88,18 +88,19 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("case", "norm", "per_cell"),
+    ("case", "norm", "per_cell", "side"),
     [
-        *((case, norm, False) for case in ("nasbench201", "darts") for norm in get_args(Norm)),
-        ("nasbench201", "batch", True),
-        ("darts", "batch_and_update", True),
-        ("darts7", "batch", False),
+        *((case, norm, False, 8) for case in ("nasbench201", "darts") for norm in get_args(Norm)),
+        ("nasbench201", "batch", True, 8),
+        ("darts", "batch_and_update", True, 8),
+        ("darts7", "batch", False, 8),
+        ("darts7", "batch", False, 12),  # 3x3 after two reductions: no phases
     ],
 )
-def test_engine_equals_the_reference(case: str, norm: Norm, per_cell: bool) -> None:
+def test_engine_equals_the_reference(case: str, norm: Norm, per_cell: bool, side: int) -> None:
     space, engine, reference = pair_of(case)
     reference.train(norm != "running")
-    images, labels = batch()
+    images, labels = batch(side)
     mine = op_weights_of(space, engine, per_cell=per_cell)
     plain = op_weights_of(space, engine, per_cell=per_cell)
     before = {name: value.clone() for name, value in engine.named_buffers()}

@@ -206,11 +206,13 @@ def test_perturb_gets_the_loss_of_the_batch_that_the_weight_step_uses() -> None:
         at.train_loss(op_weights, "running")
         for name, buffer in trial._bilevel.supernet.named_buffers():
             assert torch.equal(buffer, statistics[name])
-        # What comes back with a graph must not let the weight step reach the op weights.
         return leaf
 
     with_method(trial, perturb=perturb)
-    loss = one_step(trial)[0].item()
+    reported = one_step(trial)
+    # What comes back with a graph must not tie an epoch's steps into one graph.
+    assert not reported.requires_grad
+    loss = reported[0].item()
     assert losses == [pytest.approx(loss, abs=1e-12)]
     assert gradients[0].shape == trial.alphas["cell"].shape
     assert gradients[0].abs().max() > 0

@@ -18,6 +18,7 @@ from spaces.core.mixture import Mixture
 from tests.trainables.searches import SPACES, differences, small_search, untimed
 from trainables.diagnostics import WORST_LOSS
 from trainables.errors import DataError, StateError
+from trainables.method import Method, OpWeights, SearchPoint
 from trainables.search import TIME_FIELDS, SearchTrial
 from trainables.settings import SearchSettings, field_names
 from trainables.state import purpose_seed
@@ -46,29 +47,33 @@ def test_first_order_search_equals_a_plain_loop() -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=3, eta_min=0.001)
     adam = torch.optim.Adam(alphas.values(), lr=0.05, betas=(0.5, 0.999), weight_decay=1e-3)
 
-    def loss(batch: Any) -> torch.Tensor:
+    def forward(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         op_weights = {name: torch.softmax(alpha, -1) for name, alpha in alphas.items()}
         logits = supernet(batch[0], Mixture(op_weights), norm="batch_and_update")
-        return F.cross_entropy(logits, batch[1])
+        return F.cross_entropy(logits, batch[1]), logits.argmax(1) == batch[1]
 
     losses: list[list[float]] = []
+    answers: list[list[torch.Tensor]] = []
     for _ in range(3):
         losses.append([])
+        answers.append([])
         for _ in range(2):
             train_batch, val_batch = data.next_batches()
             adam.zero_grad()
-            loss(val_batch).backward()
+            forward(val_batch)[0].backward()
             adam.step()
             sgd.zero_grad()
-            train_loss = loss(train_batch)
+            train_loss, correct = forward(train_batch)
             train_loss.backward()
             torch.nn.utils.clip_grad_norm_(supernet.parameters(), 0.5)
             sgd.step()
             losses[-1].append(train_loss.item())
+            answers[-1].append(correct)
         schedule.step()
     trial.run()
-    for entry, expected in zip(trial.curve, losses, strict=True):
+    for entry, expected, correct_ones in zip(trial.curve, losses, answers, strict=True):
         assert entry["train_loss"] == pytest.approx(sum(expected) / 2, abs=1e-10)
+        assert entry["train_accuracy"] == torch.cat(correct_ones).double().mean().item()
     for name, alpha in alphas.items():
         torch.testing.assert_close(trial.alphas[name], alpha, rtol=0, atol=1e-10)
     for mine, theirs in zip(
@@ -116,6 +121,33 @@ def test_curve_holds_finite_plain_values_and_the_genotype_after_each_epoch() -> 
     assert [e["weight_lr"] for e in trial.curve] == pytest.approx(rates)
     assert all(0 < e["perturb_distance"] <= 1 for e in trial.curve)
     assert set(small_search().run_epoch()) == ENTRY
+
+
+def test_stored_op_weights_are_no_view_of_the_alphas() -> None:
+    trial = small_search(epochs=2, batch_size=24)
+    trial._bilevel.method = Method(relax=lambda alphas, _at: dict(alphas))
+    with torch.no_grad():
+        trial.alphas["cell"].fill_(1.0)
+    trial.run_epoch()
+    assert not trial.diverged
+    kept = trial.op_weights["cell"].clone()
+    with torch.no_grad():
+        trial.alphas["cell"].add_(1.0)
+    assert torch.equal(trial.op_weights["cell"], kept)
+    assert not trial.op_weights["cell"].requires_grad
+
+
+def test_the_perturbation_distance_is_the_mean_over_the_steps() -> None:
+    distances = iter([0.25, 0.125])
+
+    def perturb(op_weights: OpWeights, _at: SearchPoint) -> OpWeights:
+        shift = next(distances)
+        return {name: matrix + shift for name, matrix in op_weights.items()}
+
+    trial = small_search(precision="float64")
+    trial.method = trial._bilevel.method = Method(perturb=perturb)
+    entry = trial.run_epoch()
+    assert entry["perturb_distance"] == pytest.approx((0.25 + 0.125) / 2, abs=1e-12)
 
 
 @pytest.mark.parametrize("space", list(SPACES))

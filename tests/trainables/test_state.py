@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,13 @@ def test_a_failing_write_leaves_the_old_file_and_no_litter(
 
 
 class Hostile:
-    """Executes code when it is unpickled."""
+    """Executes code when it is unpickled: makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Path("/nonexistent/hostile").touch, ())
+        return (os.mkdir, (str(self.folder),))
 
 
 def test_unreadable_states_are_named(tmp_path: Path) -> None:
@@ -96,9 +100,10 @@ def test_unreadable_states_are_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(StateError, match=name):
             load_state(tmp_path / name)
-    torch.save(Hostile(), tmp_path / "hostile.pt")
+    torch.save({"epoch": Hostile(tmp_path / "made")}, tmp_path / "hostile.pt")
     with pytest.raises(StateError, match=r"hostile\.pt"):
         load_state(tmp_path / "hostile.pt")
+    assert not (tmp_path / "made").exists()
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(StateError, match=r"list\.pt must hold a mapping, got list"):
         load_state(tmp_path / "list.pt")
