@@ -47,6 +47,7 @@ def run_study(experiment: Experiment, root: Path, *, command: str, reporter: Rep
     Raises:
         StudyError: The study exists already or cannot be written.
     """
+    sweep.check_address(experiment.ray.address)  # before there is a study
     return _Driver(Study.create(root, experiment, command), reporter, command).run()
 
 
@@ -138,10 +139,6 @@ class _Driver:
     def _plugins(self) -> Iterator[None]:
         before = os.environ.get(plugins.ENVIRONMENT_VARIABLE)
         digest, folders = planning.snapshot_plugins(self.study.plugins)
-        if digest is None and self.study.plugins.is_dir():
-            # A resume without --plugins uses what the study was started with.
-            stored = sorted(self.study.plugins.glob("*/*"))
-            folders = os.pathsep.join(str(folder) for folder in stored)
         try:
             if folders:
                 os.environ[plugins.ENVIRONMENT_VARIABLE] = folders

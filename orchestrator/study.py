@@ -20,6 +20,7 @@ from orchestrator.errors import StudyError
 from orchestrator.holding import Holder, hold_folder, read_lock
 from orchestrator.ledger import Ledger, Row, Stage, read_row, replace_file
 from spaces.core.errors import near_miss
+from spaces.core.plugins import ENVIRONMENT_VARIABLE, plugin_folders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,9 +162,16 @@ class Study:
 
     @cached_property
     def experiment(self) -> Experiment:
-        """The resolved experiment, read from the folder."""
+        """The resolved experiment, read from the folder.
+
+        A study brings the plug-ins that it was started with: where NAS_PLUGINS names none, it is
+        set to them for the rest of this process.
+        """
         from orchestrator.config import load_resolved
 
+        kept = self.kept_plugins()
+        if kept and not plugin_folders():
+            os.environ[ENVIRONMENT_VARIABLE] = kept
         return load_resolved(self.experiment_file)
 
     @property
@@ -195,6 +203,13 @@ class Study:
     def plugins(self) -> Path:
         """Folder of plug-in folders copied into the study, one per content hash."""
         return self.path / "plugins"
+
+    def kept_plugins(self) -> str:
+        """Return the study's copies of plug-in folders, as NAS_PLUGINS names them; often empty."""
+        versions = [path for path in self.plugins.glob("*") if path.is_dir()]
+        newest = max(versions, key=lambda path: path.stat().st_mtime, default=None)
+        folders = sorted(newest.iterdir()) if newest else []
+        return os.pathsep.join(str(folder) for folder in folders if folder.is_dir())
 
     @property
     def test_reads(self) -> Path:

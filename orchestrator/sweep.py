@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import StudyError
+from spaces.core import plugins
 
 # Set before ray is imported: none of Tune's per-trial files, no usage statistics, no nagging.
 _ENVIRONMENT = {
@@ -30,6 +32,34 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+_ANSWER_S = 3.0
+
+
+def check_address(address: str) -> None:
+    """Refuse at once an address that nobody answers at; Ray itself would try for minutes.
+
+    Args:
+        address: "local", "auto" or "host:port".
+
+    Raises:
+        StudyError: Nothing listens there.
+    """
+    target = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    host, _, port = target.rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise _no_cluster(target, str(error)) from error
+
+
+def _no_cluster(address: str, why: str) -> StudyError:
+    return StudyError(
+        f"ray.address: no Ray cluster answers at {address!r} ({why}). Start one with "
+        "`ray start --head`, or set ray.address: local."
+    )
 
 
 @contextlib.contextmanager
@@ -44,6 +74,7 @@ def cluster(address: str, cpus: int | None, log: Path) -> Iterator[Mapping[str, 
     Raises:
         StudyError: No cluster answers at `address`.
     """
+    check_address(address)
     os.environ.update({key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()})
     import ray
 
@@ -53,16 +84,16 @@ def cluster(address: str, cpus: int | None, log: Path) -> Iterator[Mapping[str, 
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     else:
         options |= {"address": address}
+        kept = os.environ.get(plugins.ENVIRONMENT_VARIABLE)
+        if kept:  # a copy in the study folder, which every node sees
+            options["runtime_env"] = {"env_vars": {plugins.ENVIRONMENT_VARIABLE: kept}}
     started = not ray.is_initialized()
     if started:
         try:
             ray.init(**options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise StudyError(
-                f"ray.address: no Ray cluster answers at {address!r} ({first}). Start one with "
-                "`ray start --head`, or set ray.address: local."
-            ) from error
+            raise _no_cluster(address, first) from error
     try:
         yield dict(ray.cluster_resources())
     finally:

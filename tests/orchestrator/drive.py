@@ -8,8 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,32 @@ retrain: {{epochs: 2, channels: 2, cells: 1, batch_size: 256}}
 """
 
 
+@contextlib.contextmanager
+def short_ray_folder() -> Iterator[None]:
+    """Have Ray work in a folder near the root: the paths of Unix sockets are limited."""
+    before = os.environ.get("RAY_TMPDIR")
+    with tempfile.TemporaryDirectory(
+        prefix="nas", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
+        os.environ["RAY_TMPDIR"] = folder
+        yield
+        del os.environ["RAY_TMPDIR"]
+        if before is not None:
+            os.environ["RAY_TMPDIR"] = before
+
+
 def write_experiment(folder: Path, name: str, epochs: int = 3, more: str = "") -> Path:
     """Write a study of four small searches and at most two retrainings."""
     file = folder / f"{name}.yaml"
     file.write_text(TINY.format(name=name, epochs=epochs) + more)
     return file
+
+
+def without_retraining(file: Path) -> None:
+    """Change a small study so that it only searches."""
+    lines = file.read_text().splitlines()
+    kept = ["retrain: null" if line.startswith("retrain:") else line for line in lines]
+    file.write_text("\n".join(kept) + "\n")
 
 
 def nas(*arguments: str | Path, root: Path, **options: Any) -> subprocess.Popen[bytes]:
