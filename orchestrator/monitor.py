@@ -188,7 +188,7 @@ def _empty_row(key: str, stage: Stage, config: dict[str, Any]) -> Row:
     seed = next(int(seed) for seed, row in unit["rows"].items() if row == key)
     names: dict[str, Any] = {}
     for kind in ("method", "space", "dataset"):
-        settings = config.get(kind) or unit["params"].get(kind) or unit["label"]
+        settings = config.get(kind) or unit.get(kind) or unit["label"]
         names[kind] = str(settings["name"] if isinstance(settings, dict) else settings)
     return Row(
         key=key,

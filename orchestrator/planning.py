@@ -179,7 +179,7 @@ def retrain_units(
                 row.genotype_hash,
                 space=row.settings["space"],
                 label=" + ".join(dict.fromkeys(names)),
-                params={"method": row.method},
+                method=row.method,
                 identity=identity,
             )
     return units
@@ -192,7 +192,7 @@ def genotype_units(
     *,
     space: Mapping[str, Any],
     label: str,
-    params: Mapping[str, Any],
+    method: str,
     identity: Identity,
 ) -> list[Unit]:
     """Return the retrainings of one genotype, one per seed of `retrain.seeds`."""
@@ -220,10 +220,10 @@ def genotype_units(
                 rows={seed: key},
                 config_id=genotype_hash[:10],
                 block=0,
-                params=dict(params),
+                params={},
                 label=label,
                 epochs=int(settings["epochs"]),
-                extra={**_extra(identity), "genotype_hash": genotype_hash},
+                extra={**_extra(identity), "genotype_hash": genotype_hash, "method": method},
             )
         )
     return units

@@ -268,7 +268,7 @@ class _Driver:
                 self.genotype.hash,
                 space=self.experiment.settings("space"),
                 label=self.genotype.hash,
-                params={"method": "given"},
+                method="given",
                 identity=self.identity,
             )
         else:

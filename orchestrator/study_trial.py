@@ -163,7 +163,7 @@ class Recording(BlockTrainable):
             config_id=unit["config_id"],
             block=int(unit["block"]),
             seed=seed,
-            method=_name(config.get("method") or unit["params"].get("method") or unit["label"]),
+            method=_name(config.get("method") or unit.get("method") or unit["label"]),
             space=_name(config["space"]),
             dataset=_name(config["dataset"]),
             settings=settings,
