@@ -14,6 +14,14 @@ from orchestrator.progress import Progress, Reporter, Stage
 from orchestrator.study import Study
 from orchestrator.units import Unit
 
+_DEATHS = (
+    "actor died",
+    "actor is dead",
+    "ActorDiedError",
+    "ActorUnavailableError",
+    "NodeDiedError",
+    "WorkerCrashedError",
+)
 _LEFT: frozenset[Status] = frozenset({"failed", "oom", "stopped"})
 
 
@@ -47,6 +55,8 @@ class Monitor:
         self.epochs: dict[str, int] = {}
         self.ran = 0
         self.announced: set[str] = set()
+        self.given_up: set[str] = set()
+        self.lost: dict[str, tuple[dict[str, Any], str]] = {}
         self.best: float | None = None
         self.best_label = ""
         self.epochs_per_row = 1
@@ -65,10 +75,25 @@ class Monitor:
             if row is not None:
                 self._note(row)
 
-    def ended(self, key: str) -> bool:
-        """Return whether a row needs no more running: failed and stopped ones run again."""
-        status = self.statuses.get(key)
-        return status is not None and status not in {"failed", "oom"}
+    def ended(self, unit: Unit) -> bool:
+        """Return whether a unit needs no more running in this run of the driver."""
+        return all(
+            self.statuses.get(key) not in {None, "failed", "oom"} or key in self.given_up
+            for key in unit.rows.values()
+        )
+
+    def is_lost(self, unit: Unit) -> bool:
+        """Return whether the process of a unit died and Tune did not start it again."""
+        return any(key in self.lost for key in unit.rows.values())
+
+    def give_up(self) -> None:
+        """Write the rows of trials whose processes died again and again."""
+        for key, (config, error) in self.lost.items():
+            row = self._end_early(key, self.study.ledger.read(key), config, 0, error)
+            if row is not None:
+                self._note(row)
+                self.outbox.append(row_record(key, time.time()))
+        self.lost.clear()
 
     def on_result(self, config: dict[str, Any], result: dict[str, Any]) -> None:
         """One more epoch of a block; entries that the study knew before are not sent again."""
@@ -92,10 +117,14 @@ class Monitor:
         for key in config["unit"]["rows"].values():
             row = self.study.ledger.read(key)
             if row is None or row.status in _LEFT:
+                if error is not None and _process_died(error):
+                    self.lost[key] = (config, error)
+                    continue
                 row = self._end_early(key, row, config, epoch, error)
             if row is not None:
                 self._announce(key, now)
                 self._note(row)
+                self.given_up.add(key)
                 self.outbox.append(row_record(key, now))
 
     def _end_early(
@@ -180,6 +209,12 @@ class Monitor:
         open_rows = max(0, self.total - len(self.statuses))
         left = max(0, open_rows * self.epochs_per_row - done)
         return (time.time() - self.stage_started) / self.ran * left
+
+
+def _process_died(error: str) -> bool:
+    """Return whether the last failure of an error file is the death of a process or node."""
+    last = error.rpartition("Failure #")[2]
+    return any(sign in last for sign in _DEATHS)
 
 
 def _empty_row(key: str, stage: Stage, config: dict[str, Any]) -> Row:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -229,28 +228,19 @@ def genotype_units(
     return units
 
 
-def snapshot_plugins(folder: Path) -> tuple[str | None, str]:
-    """Copy the user's plug-in folders into a study, so that workers and a resume find them.
+def snapshot_plugins(folder: Path) -> None:
+    """Copy the user's plug-in folders into a new study, so that workers and a resume find them.
 
     Args:
         folder: The study's `plugins/`.
-
-    Returns:
-        Their content digest, or None; and what NAS_PLUGINS must be for the study.
     """
     folders = plugins.plugin_folders()
     digest = plugins.folders_digest(folders)
     if digest is None:
-        return None, ""
-    copies = []
+        return
     for index, source in enumerate(folders):
-        copy = folder / digest / str(index)
-        if not copy.is_dir():
-            partial = copy.with_suffix(f".{os.getpid()}")
-            shutil.copytree(source, partial, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-            partial.replace(copy)
-        copies.append(str(copy))
-    return digest, os.pathsep.join(copies)
+        ignore = shutil.ignore_patterns("__pycache__", ".*")
+        shutil.copytree(source, folder / digest / str(index), ignore=ignore, dirs_exist_ok=True)
 
 
 def _grouped(experiment: Experiment, rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,6 @@ from orchestrator.searchers import Known, ListSearcher, OptunaSearcher, finite
 from orchestrator.study import Study
 from orchestrator.study_trial import ENDED, StudyRetrain, StudySearch
 from orchestrator.units import Unit
-from spaces.core import plugins
 
 if TYPE_CHECKING:
     from spaces.core.genotype import Genotype
@@ -48,7 +46,9 @@ def run_study(experiment: Experiment, root: Path, *, command: str, reporter: Rep
         StudyError: The study exists already or cannot be written.
     """
     sweep.check_address(experiment.ray.address)  # before there is a study
-    return _Driver(Study.create(root, experiment, command), reporter, command).run()
+    study = Study.create(root, experiment, command)
+    planning.snapshot_plugins(study.plugins)
+    return _Driver(study, reporter, command).run()
 
 
 def resume_study(study: Study, *, command: str, reporter: Reporter) -> Outcome:
@@ -85,7 +85,7 @@ def retrain_genotype(
     if experiment.retrain is None:
         raise StudyError(f"{experiment.name} has no `retrain` settings: say how to train.")
     with contextlib.suppress(StudyError):
-        Study.create(root, experiment, command)
+        planning.snapshot_plugins(Study.create(root, experiment, command).plugins)
     study = Study.open(experiment.name, root)
     return _Driver(study, reporter, command, genotype).run(stages=("retrain",))
 
@@ -115,7 +115,8 @@ class _Driver:
         with self.stack:
             self.stack.enter_context(self.study.hold())
             self._note_command()
-            self.stack.enter_context(self._plugins())
+            digest = planning.plugins_digest()
+            self.identity = planning.identity(self.experiment, plugins_digest=digest)
             self.outbox = self.stack.enter_context(Outbox(self.study.outbox))
             self.stack.enter_context(self._tracking())
             complete, planned = True, set[str]()
@@ -134,22 +135,6 @@ class _Driver:
         self.study.logs.mkdir(parents=True, exist_ok=True)
         with (self.study.logs / "commands.log").open("a") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {self.command}\n")
-
-    @contextlib.contextmanager
-    def _plugins(self) -> Iterator[None]:
-        before = os.environ.get(plugins.ENVIRONMENT_VARIABLE)
-        digest, folders = planning.snapshot_plugins(self.study.plugins)
-        try:
-            if folders:
-                os.environ[plugins.ENVIRONMENT_VARIABLE] = folders
-                digest = planning.plugins_digest()
-            self.identity = planning.identity(self.experiment, plugins_digest=digest)
-            yield
-        finally:
-            if folders and before is None:
-                del os.environ[plugins.ENVIRONMENT_VARIABLE]
-            elif before is not None:
-                os.environ[plugins.ENVIRONMENT_VARIABLE] = before
 
     @contextlib.contextmanager
     def _tracking(self) -> Iterator[None]:
@@ -226,6 +211,7 @@ class _Driver:
             )
             left = wanted - sum(item.value is not None for item in known)
             self._run_tuner(monitor, searcher, StudySearch, left)
+            monitor.give_up()
         # What was drawn before counts too; what has not been drawn yet is missing all the same.
         keys = {row.key for row in self.study.rows("search")} | _keys(made.values())
         return keys | {f"not drawn yet {index}" for index in range(total - len(keys))}
@@ -282,11 +268,19 @@ class _Driver:
     def _run_list(self, stage: Stage, units: Sequence[Unit], trainable: type) -> None:
         total = len(_keys(units))
         monitor = Monitor(self.study, self.outbox, self.reporter, stage, units, total, self.started)
-        left = [unit for unit in units if not all(monitor.ended(key) for key in unit.rows.values())]
         replay = stage == "search" and self.experiment.tune.scheduler is not None
-        if left:
-            todo = list(units) if replay else left
-            self._run_tuner(monitor, ListSearcher(todo, self._ray_config), trainable, len(todo))
+        # Tune gives up a trial whose process dies before it is running, whatever max_failures says.
+        for _ in range(1 + self.experiment.tune.max_failures):
+            monitor.lost.clear()
+            left = [unit for unit in units if not monitor.ended(unit)]
+            if left:
+                todo = list(units) if replay else left
+                self._run_tuner(monitor, ListSearcher(todo, self._ray_config), trainable, len(todo))
+            if not monitor.lost:
+                break
+            if any(not monitor.ended(unit) and not monitor.is_lost(unit) for unit in units):
+                return  # interrupted: a resume runs the lost ones too
+        monitor.give_up()
 
     def _run_tuner(self, monitor: Monitor, searcher: Any, trainable: type, count: int) -> None:
         tune = self.experiment.tune

@@ -20,7 +20,7 @@ from orchestrator.errors import StudyError
 from orchestrator.holding import Holder, hold_folder, read_lock
 from orchestrator.ledger import Ledger, Row, Stage, read_row, replace_file
 from spaces.core.errors import near_miss
-from spaces.core.plugins import ENVIRONMENT_VARIABLE, plugin_folders
+from spaces.core.plugins import ENVIRONMENT_VARIABLE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,14 +164,16 @@ class Study:
     def experiment(self) -> Experiment:
         """The resolved experiment, read from the folder.
 
-        A study brings the plug-ins that it was started with: where NAS_PLUGINS names none, it is
-        set to them for the rest of this process.
+        A study brings the plug-ins that it was started with, and they alone count: NAS_PLUGINS is
+        set to them for the rest of this process. Others would change the keys of its rows.
         """
         from orchestrator.config import load_resolved
 
         kept = self.kept_plugins()
-        if kept and not plugin_folders():
+        if kept:
             os.environ[ENVIRONMENT_VARIABLE] = kept
+        else:
+            os.environ.pop(ENVIRONMENT_VARIABLE, None)
         return load_resolved(self.experiment_file)
 
     @property

@@ -60,7 +60,8 @@ def without_retraining(file: Path) -> None:
 def nas(*arguments: str | Path, root: Path, **options: Any) -> subprocess.Popen[bytes]:
     """Start the command line in a process group of its own."""
     log = (root / "nas.log").open("ab")
-    environment = {**os.environ, "NAS_ROOT": str(root), "NO_COLOR": "1", **options.pop("env", {})}
+    clean = {name: value for name, value in os.environ.items() if name != "NAS_PLUGINS"}
+    environment = {**clean, "NAS_ROOT": str(root), "NO_COLOR": "1", **options.pop("env", {})}
     with log:
         return subprocess.Popen(
             [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)],

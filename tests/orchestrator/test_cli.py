@@ -30,7 +30,8 @@ def nas(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     """Run `nas` in an empty folder; return exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     for name in ("NAS_ROOT", "MLFLOW_TRACKING_URI", ENVIRONMENT_VARIABLE):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what the command sets is undone too
+        monkeypatch.delenv(name)
 
     def run(*words: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:

@@ -137,10 +137,20 @@ def test_a_killed_worker_continues_bit_for_bit_with_mlflow_down_all_along(
 def test_two_studies_started_at_once_on_a_new_store_complete(tmp_path: Path) -> None:
     started = []
     for name in ("a", "b"):
-        file = drive.write_experiment(tmp_path, name, epochs=1, more="ray: {cpus: 1}\n")
+        more = "ray: {cpus: 1}\nkeep: best_1\n"
+        file = drive.write_experiment(tmp_path, name, epochs=1, more=more)
         drive.without_retraining(file)
         started.append(drive.nas("run", file, root=tmp_path))
     assert [drive.finish(process, tmp_path) for process in started] == [0, 0], log(tmp_path)
+    for name in ("a", "b"):
+        searches = drive.rows(tmp_path / name)
+        best = max(searches, key=lambda row: row["curve"][-1]["val_accuracy"])
+        (kept,) = (tmp_path / name).glob("checkpoints/*/final.pt")
+        assert kept.parent.name in {
+            row["key"]
+            for row in searches
+            if row["curve"][-1]["val_accuracy"] == best["curve"][-1]["val_accuracy"]
+        }
     found = runs(tmp_path)
     assert {status for _, status in found} == {"FINISHED"}
     keys = {row["key"] for name in ("a", "b") for row in drive.rows(tmp_path / name)}

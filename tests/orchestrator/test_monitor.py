@@ -1,0 +1,91 @@
+"""What the driver makes of a trial's end: lost processes, errors, early stops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import config
+from orchestrator.monitor import Monitor
+from orchestrator.outbox import Outbox
+from orchestrator.progress import Progress
+from orchestrator.study import Study
+from orchestrator.units import Unit
+from tests.orchestrator import drive
+
+DIED = (
+    "Failure # 1 (occurred at ...)\nValueError: bad\nFailure # 2 (...)\nThe actor died unexpectedly"
+)
+BROKE = "Failure # 1 (occurred at ...)\nThe actor died\nFailure # 2 (...)\nValueError: bad"
+KEY = "a" * 16
+
+
+class Silent:
+    """A reporter that keeps the last progress."""
+
+    def __init__(self) -> None:
+        self.last: Progress | None = None
+
+    def update(self, progress: Progress) -> None:
+        self.last = progress
+
+    def message(self, text: str) -> None:
+        raise AssertionError(text)
+
+    def close(self) -> None:
+        raise AssertionError("closed")
+
+
+@pytest.fixture
+def monitor(tmp_path: Path) -> Monitor:
+    experiment = config.load_experiment(drive.write_experiment(tmp_path, "m"))
+    study = Study.create(tmp_path / "studies", experiment, "test")
+    return Monitor(study, Outbox(study.outbox), Silent(), "search", [unit()], 1, 0.0)
+
+
+def unit() -> Unit:
+    settings = {"method": {"name": "darts"}, "space": {"name": "x"}, "dataset": {"name": "digits"}}
+    return Unit("search", settings, {0: KEY}, "c" * 10, 0, {}, "darts", 4)
+
+
+def ray_config() -> dict[str, Any]:
+    return unit().ray_config("study", "cpu")
+
+
+def test_a_lost_process_is_run_again_before_its_row_is_given_up(monitor: Monitor) -> None:
+    monitor.on_end(ray_config(), {}, DIED)
+    assert monitor.is_lost(unit())
+    assert not monitor.ended(unit())
+    assert monitor.study.ledger.keys() == []
+    monitor.give_up()
+    row = monitor.study.ledger.read(KEY)
+    assert row is not None
+    assert (row.status, row.seed, row.method) == ("failed", 0, "darts")
+    assert "actor died" in str(row.error)
+    assert not monitor.is_lost(unit())
+
+
+def test_an_error_of_its_own_is_a_failed_row_at_once(monitor: Monitor) -> None:
+    monitor.on_end(ray_config(), {}, BROKE)
+    assert not monitor.is_lost(unit())
+    assert monitor.ended(unit())
+    row = monitor.study.ledger.read(KEY)
+    assert row is not None
+    assert row.status == "failed"
+    # A later run of the driver takes it up again.
+    later = Monitor(monitor.study, monitor.outbox, Silent(), "search", [unit()], 1, 0.0)
+    assert not later.ended(unit())
+
+
+def test_an_end_without_error_is_an_early_stop(monitor: Monitor) -> None:
+    monitor.on_end(ray_config(), {"training_iteration": 2}, None)
+    row = monitor.study.ledger.read(KEY)
+    assert row is not None
+    assert row.status == "stopped"
+    assert row.stop == {"epoch": 2, "reason": "stopped by Tune"}
+    monitor.on_tick(running=0)
+    assert isinstance(monitor.reporter, Silent)
+    assert monitor.reporter.last is not None
+    assert (monitor.reporter.last.done, monitor.reporter.last.stopped) == (1, 1)
