@@ -94,7 +94,7 @@ def study_note(name: str, outcomes: Sequence[Outcome], experiment_id: str) -> st
             retrained.setdefault(outcome.genotype_hash, []).append(outcome)
     lines = [
         "| method | n seeds | mean val accuracy | best val accuracy | genotype of the best"
-        " | retrain test accuracy | search time |",
+        " | retrain test accuracy | time, all seeds |",
         "|---|---|---|---|---|---|---|",
     ]
     ranked = sorted(groups.items(), key=lambda item: (-(_mean(item[1]) or -1.0), item[0]))
