@@ -67,6 +67,7 @@ def write_report(study: Study) -> Report:
     retrain = study.experiment.retrain
     results = tabulate(rows, dataclasses.asdict(retrain.settings) if retrain else None)
     folder = study.report
+    folder.mkdir(parents=True, exist_ok=True)
     blocks: list[Block] = [
         Heading(f"Study {study.name}", 1),
         *_state(study),

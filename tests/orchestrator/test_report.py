@@ -118,6 +118,16 @@ def test_a_study_that_only_retrains_has_a_line_a_genotype() -> None:
     assert result.test.mean == pytest.approx(0.91)
 
 
+def test_a_study_that_only_retrains_has_a_report(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "studies")
+    filled = make_study(tmp_path / "others")
+    fill(filled)
+    (row, *_) = filled.rows("retrain")
+    study.ledger.write(row)
+    report = write_report(study)
+    assert str(row.genotype_hash) in report.markdown.read_text()
+
+
 def test_the_table_is_plain_json_with_every_seed(study: Study) -> None:
     table = json.loads(json.dumps(document(tabulate(study.rows())), allow_nan=False))
     assert table["rows"][1]["val_accuracies"] == {"0": 0.9, "1": 0.92, "2": 0.94}
