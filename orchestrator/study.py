@@ -208,10 +208,7 @@ class Study:
 
     def kept_plugins(self) -> str:
         """Return the study's copies of plug-in folders, as NAS_PLUGINS names them; often empty."""
-        versions = [path for path in self.plugins.glob("*") if path.is_dir()]
-        newest = max(versions, key=lambda path: path.stat().st_mtime, default=None)
-        folders = sorted(newest.iterdir()) if newest else []
-        return os.pathsep.join(str(folder) for folder in folders if folder.is_dir())
+        return os.pathsep.join(str(folder) for folder in sorted(self.plugins.glob("*/*")))
 
     @property
     def test_reads(self) -> Path:
