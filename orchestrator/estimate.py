@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 # Evaluating an image costs one of the about six forward passes' worth of a bilevel step (two
 # forwards and two backwards of about twice the work each).
 _EVALUATION_SHARE = 1 / 6
+# Ray's start and the last batches to MLflow; then, before searches and before retrainings, workers
+# that import torch.
 _START_S = 12.0
+_WORKERS_START_S = 9.0
+# Trials side by side share caches, memory and the clock of a turbo boost.
+_SIDE_BY_SIDE = 1.25
 _ROW_BYTES_PER_EPOCH = 2_000
 _FIXED_BYTES = 5_000_000
 
@@ -55,7 +60,9 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         if study is None or not _has(study, key)
     )
     busy = max(1, min(concurrent, len(units)))
-    retrain_s, retrain = _measure_retraining(experiment, units[0])
+    retrain_s, retrain = _measure_retraining(experiment, units)
+    start_s = _START_S + _WORKERS_START_S * (1 + bool(retrain_s))
+    slower = _SIDE_BY_SIDE if busy > 1 and per_trial.gpus == 0 else 1.0
     kept = len(plans) if experiment.kept is None else min(experiment.kept, len(plans))
     rows_bytes = sum(unit.epochs * len(unit.rows) for unit in units) * _ROW_BYTES_PER_EPOCH
     largest = max(sizes.values())
@@ -67,7 +74,7 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         cluster_gpus=resources.get("GPU", 0.0),
         concurrent=concurrent,
         seconds_per_epoch=seconds,
-        total_s=_START_S + (search_s + retrain_s) / busy,
+        total_s=start_s + slower * (search_s + retrain_s) / busy,
         # A running trial has weights, momentum and a copy of both on disk.
         disk_bytes=_FIXED_BYTES + kept * largest + 3 * busy * largest + 2 * rows_bytes,
         retrain=retrain,
@@ -154,13 +161,14 @@ def _search_trial(experiment: Experiment, unit: Unit) -> SearchTrial:
     )
 
 
-def _measure_retraining(experiment: Experiment, unit: Unit) -> tuple[float, str]:
+def _measure_retraining(experiment: Experiment, units: Sequence[Unit]) -> tuple[float, str]:
     """Return the seconds of all retrainings, by the network of a genotype of random alphas."""
     from trainables.retrain import RetrainTrial
 
     retrain = experiment.retrain
     if retrain is None:
         return 0.0, ""
+    unit = units[0]
     trial = RetrainTrial(
         genotype=_search_trial(experiment, unit).genotype,
         space=unit.settings["space"],
@@ -170,7 +178,6 @@ def _measure_retraining(experiment: Experiment, unit: Unit) -> tuple[float, str]
     )
     groups = {planning.method_group(experiment, unit.settings["method"])}
     if retrain.per == "method":
-        units = _units(experiment)
         groups = {planning.method_group(experiment, each.settings["method"]) for each in units}
     count = len(groups) * retrain.top_k * len(retrain.seeds)
     epoch_s = trial.time_steps(2) * trial.steps_per_epoch
@@ -187,7 +194,9 @@ def _sizes(state: Any) -> Iterator[int]:
 
 
 def _notes(experiment: Experiment) -> list[str]:
-    notes = ["time: measured steps on this machine, side by side they are slower where cores share"]
+    notes = [
+        "time: from steps measured on this machine, with allowances for start-up and shared cores"
+    ]
     if experiment.tune.scheduler is not None:
         notes.append(f"the scheduler {experiment.tune.scheduler.name} may stop searches earlier")
     if experiment.tune.searcher.name == "optuna":

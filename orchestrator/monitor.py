@@ -55,7 +55,7 @@ class Monitor:
         self.epochs: dict[str, int] = {}
         self.ran = 0
         self.announced: set[str] = set()
-        self.given_up: set[str] = set()
+        self.settled: set[str] = set()
         self.lost: dict[str, tuple[dict[str, Any], str]] = {}
         self.best: float | None = None
         self.best_label = ""
@@ -78,7 +78,7 @@ class Monitor:
     def ended(self, unit: Unit) -> bool:
         """Return whether a unit needs no more running in this run of the driver."""
         return all(
-            self.statuses.get(key) not in {None, "failed", "oom"} or key in self.given_up
+            self.statuses.get(key) not in {None, "failed", "oom"} or key in self.settled
             for key in unit.rows.values()
         )
 
@@ -124,7 +124,7 @@ class Monitor:
             if row is not None:
                 self._announce(key, now)
                 self._note(row)
-                self.given_up.add(key)
+                self.settled.add(key)
                 self.outbox.append(row_record(key, now))
 
     def _end_early(

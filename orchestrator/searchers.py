@@ -14,7 +14,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from orchestrator.units import Unit
-from trainables.ray_trial import WORST
+from trainables.worst import worst_value
 
 MakeConfig = Callable[[Unit], dict[str, Any]]
 
@@ -226,4 +226,4 @@ class OptunaSearcher(_Stateless):
 def finite(value: Any, metric: str) -> float:
     """Return `value` as a float, or the metric's finite worst value where it is not finite."""
     number = float(value)
-    return number if math.isfinite(number) else WORST.get(metric, 0.0)
+    return number if math.isfinite(number) else worst_value(metric)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spaces.core.genotype import Genotype
 from spaces.core.space import Space
+from trainables.worst import worst_value
 
 
 def entropy(op_weights: Mapping[str, Tensor]) -> Tensor:
@@ -42,8 +43,6 @@ def top1_margin(op_weights: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([(pair[..., 0] - pair[..., 1]).flatten() for pair in pairs]).mean()
 
 
-WORST_LOSS = 1e3
-"""Nats that stand in a curve for a loss that is not finite."""
 ALPHA_DIAGNOSTICS = ("alpha_entropy", "alpha_range", "top1_margin")
 """Names of the values of `alpha_diagnostics`."""
 
@@ -68,7 +67,7 @@ def worst_of(
         The worst loss and 0 for everything else that was measured: finite, so that schedulers,
         searchers and JSON can take it.
     """
-    worst = {name: WORST_LOSS if name.endswith("_loss") else 0.0 for name in metrics}
+    worst = {name: worst_value(name) for name in metrics}
     decided = alpha_diagnostics(alphas, op_weights).tolist()
     return worst | dict(zip(ALPHA_DIAGNOSTICS, decided, strict=True))
 

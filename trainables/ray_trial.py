@@ -26,10 +26,8 @@ from ray import tune
 
 from spaces.core import plugins
 from spaces.core.errors import SpaceError, UnknownPluginError
+from trainables.worst import worst_value
 
-# A seed that diverged counts with these values in its block's mean: finite, and worse than any
-# that a search can report, so that neither a scheduler nor a searcher has to know of it.
-WORST: Mapping[str, float] = {"val_accuracy": 0.0, "val_loss": 1e3}
 _STATE = "block.pt"
 
 
@@ -70,7 +68,7 @@ class BlockTrainable(tune.Trainable):
     """One configuration for a block of seeds, in lock-step by epoch; one `step` is one epoch.
 
     The result holds the mean over the seeds of each metric of `METRICS`, and each seed's own values
-    under `seeds/<seed>/`. A seed that diverged leaves the block and counts with `WORST`.
+    under `seeds/<seed>/`. A seed that diverged leaves the block and counts with its `worst_value`.
 
     An epoch that a trial has run already (it was restored from a later state) is reported from its
     curve: a scheduler always sees the epochs 1, 2, 3, ... in order.
@@ -114,7 +112,7 @@ class BlockTrainable(tune.Trainable):
     def _result(self, entries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {"epoch": self.reported, "seeds": {}}
         for metric in self.METRICS:
-            worst = WORST.get(metric, 0.0)
+            worst = worst_value(metric)
             values = [_finite(entries.get(seed, {}).get(metric), worst) for seed in self.trials]
             result[metric] = sum(values) / len(values)
         for seed, entry in entries.items():

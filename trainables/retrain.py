@@ -24,7 +24,6 @@ from spaces.core.genotype import Genotype
 from spaces.core.network import Network
 from spaces.core.space import Space
 from trainables.choices import Plugin, choose_plugin, choose_settings
-from trainables.diagnostics import WORST_LOSS
 from trainables.errors import DataError, StateError
 from trainables.images import Batches, ImageSet, choose_augmentation, split_train_val
 from trainables.settings import RetrainSettings
@@ -40,6 +39,7 @@ from trainables.state import (
 )
 from trainables.timing import peak_memory_bytes, reset_peak_memory
 from trainables.training import Training
+from trainables.worst import worst_value
 
 Entry = dict[str, Any]
 
@@ -220,7 +220,7 @@ class RetrainTrial:
         if not (all(map(math.isfinite, measured.values())) and self._training.is_finite()):
             self.load_state_dict(before)
             self.diverged = True
-            measured = {name: WORST_LOSS if name.endswith("_loss") else 0.0 for name in measured}
+            measured = {name: worst_value(name) for name in measured}
         elif self.epoch + 1 == self.settings.epochs:
             measured |= self._read_test()
             entry |= self.cost()
@@ -269,7 +269,7 @@ class RetrainTrial:
         images = plugins.load("datasets", self._dataset_name).load(self._dataset_config, "test")
         loss, accuracy = self._training.evaluate(images.to(self.device))
         # Finite weights can still overflow on images that they were not trained on.
-        loss = loss if math.isfinite(loss) else WORST_LOSS
+        loss = loss if math.isfinite(loss) else worst_value("test_loss")
         return {"test_loss": loss, "test_accuracy": accuracy}
 
     def state_dict(self) -> dict[str, Any]:

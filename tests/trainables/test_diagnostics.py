@@ -11,7 +11,6 @@ from spaces.core import plugins
 from spaces.core.genotype import Cell, EdgeChoice, Genotype
 from spaces.core.space import Space
 from trainables.diagnostics import (
-    WORST_LOSS,
     alpha_diagnostics,
     collapsed,
     entropy,
@@ -21,6 +20,7 @@ from trainables.diagnostics import (
     top1_margin,
     worst_of,
 )
+from trainables.worst import WORST_LOSS
 
 
 def space_of(name: str) -> Space:

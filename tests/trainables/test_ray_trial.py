@@ -14,8 +14,9 @@ import pytest
 from spaces.core import plugins
 from spaces.core.errors import UnknownPluginError
 from trainables import ray_trial
-from trainables.ray_trial import WORST, BlockTrainable, SearchTrainable
+from trainables.ray_trial import BlockTrainable, SearchTrainable
 from trainables.search import TIME_FIELDS, SearchTrial
+from trainables.worst import worst_value
 
 TINY: dict[str, Any] = {
     "space": {"name": "nasbench201", "channels": 2, "cells_per_stage": 1},
@@ -77,11 +78,11 @@ def test_a_diverged_seed_counts_as_the_finite_worst_and_its_sibling_goes_on() ->
     block = CountingBlock({"seeds": [1, 9]})
     block.step()
     second = block.step()
-    assert second["val_accuracy"] == pytest.approx((0.12 + WORST["val_accuracy"]) / 2)
+    assert second["val_accuracy"] == pytest.approx((0.12 + worst_value("val_accuracy")) / 2)
     assert not second["done"]
     third = block.step()
     assert third["val_accuracy"] == pytest.approx((0.13 + 0.0) / 2)
-    assert third["val_loss"] == pytest.approx((1.0 + WORST["val_loss"]) / 2)
+    assert third["val_loss"] == pytest.approx((1.0 + worst_value("val_loss")) / 2)
     assert third["done"]
     assert block.trials[9].epoch == 1
 

@@ -18,11 +18,11 @@ from spaces.core.errors import PluginSettingsError, SpaceError
 from spaces.core.genotype import Genotype
 from tests.trainables.test_datasets import encoded, pictures, write
 from trainables.datasets import digits
-from trainables.diagnostics import WORST_LOSS
 from trainables.errors import DataError, StateError
 from trainables.images import ImageSet
 from trainables.retrain import RetrainTrial
 from trainables.settings import RetrainSettings, field_names
+from trainables.worst import WORST_LOSS
 
 TEXTS = {
     "nasbench201": "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_1x1~1|+"

@@ -16,12 +16,12 @@ from spaces.core.errors import PluginSettingsError
 from spaces.core.genotype import Genotype
 from spaces.core.mixture import Mixture
 from tests.trainables.searches import SPACES, differences, small_search, untimed
-from trainables.diagnostics import WORST_LOSS
 from trainables.errors import DataError, StateError
 from trainables.method import Method, OpWeights, SearchPoint
 from trainables.search import TIME_FIELDS, SearchTrial
 from trainables.settings import SearchSettings, field_names
 from trainables.state import purpose_seed
+from trainables.worst import WORST_LOSS
 
 pytestmark = pytest.mark.usefixtures("tiny_plugins")
 
