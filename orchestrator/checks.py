@@ -6,10 +6,13 @@ import os
 import re
 from pathlib import Path
 
+from orchestrator import factors
+from orchestrator.dimensions import without_words
 from orchestrator.errors import ConfigError
 from orchestrator.experiment import Experiment
 from orchestrator.sweep_words import candidates
 from spaces.core import plugins
+from spaces.core.errors import PluginSettingsError
 
 
 def visible_gpus() -> int | None:
@@ -100,6 +103,32 @@ def check_data(experiment: Experiment) -> None:
             )
     if problems:
         raise ConfigError("\n".join(f"{experiment.name}: {problem}" for problem in problems))
+
+
+def check_methods(experiment: Experiment) -> None:
+    """Build every method and refuse one whose parts do not go together or that searches nothing.
+
+    Raises:
+        ConfigError: It cannot work, with the reason.
+    """
+    from trainables.compose import build_method, build_selection
+
+    problems: list[str] = []
+    for block in factors.blocks(experiment):
+        epochs = min(candidates(block.tree["search"]["epochs"]))
+        for method in block.tree["method"].get("choice", [block.tree["method"]]):
+            plain = without_words(method)
+            name, config = plugins.make_config("methods", plain)
+            try:
+                build_method(name, config, epochs=epochs)
+                build_selection(experiment.selection, plain)
+                if plain.get("select") and experiment.selection != {"name": "magnitude"}:
+                    problems.append("selection has no effect where method.select is given.")
+            except PluginSettingsError as error:
+                problems.append(str(error))
+    if problems:
+        lines = (f"{experiment.name}: {problem}" for problem in dict.fromkeys(problems))
+        raise ConfigError("\n".join(lines))
 
 
 def _nvidia_devices() -> int:

@@ -39,6 +39,7 @@ def validate(
             config.check_hardware(experiment)
             if data:
                 config.check_data(experiment)
+                config.check_methods(experiment)
         except NasError as problem:
             error = str(problem)
             display.note(error)
@@ -115,7 +116,7 @@ def show(
 
 def list_plugins(
     kind: Annotated[
-        Literal["methods", "spaces", "datasets", "selections"],
+        Literal["methods", "alpha_gradients", "selections", "spaces", "datasets"],
         typer.Argument(help="What to list."),
     ],
     as_json: Json = False,

@@ -61,6 +61,7 @@ def run(
     experiment = config.load_experiment(file, overrides or (), name)
     config.check_hardware(experiment)
     config.check_data(experiment)
+    config.check_methods(experiment)
     if dry_run:
         from orchestrator.estimate import estimate
 

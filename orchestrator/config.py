@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.checks import check_data, check_hardware
+from orchestrator.checks import check_data, check_hardware, check_methods
 from orchestrator.dataset_paths import Folders
 from orchestrator.errors import ConfigError
 from orchestrator.experiment import Experiment
@@ -23,6 +23,7 @@ __all__ = [
     "Experiment",
     "check_data",
     "check_hardware",
+    "check_methods",
     "dump",
     "json_schema",
     "load_experiment",

@@ -67,6 +67,8 @@ def dimensions_of(
         if word is not None:
             args = tuple(value[word])
             yield Dimension(f"{name}.{key}", f"{part}.{key}", word, args, condition)  # type: ignore[arg-type]
+        elif isinstance(value, Mapping):
+            yield from dimensions_of(value, f"{part}.{key}", f"{name}.{key}", condition)
 
 
 def holds(dimension: Dimension, params: Mapping[str, Any]) -> bool:
@@ -81,4 +83,8 @@ def without_words(part: Mapping[str, Any]) -> dict[str, Any]:
     """Return a part of an experiment without what is swept; {} where all of it is."""
     if sweep_word(part) is not None:
         return {}
-    return {key: value for key, value in part.items() if sweep_word(value) is None}
+    return {
+        key: without_words(value) if isinstance(value, Mapping) else value
+        for key, value in part.items()
+        if sweep_word(value) is None
+    }

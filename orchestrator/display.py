@@ -222,6 +222,7 @@ def estimate_lines(estimate: Estimate) -> list[str]:
         f"epoch      {show_time(seconds)}  {label}"
         for label, seconds in estimate.seconds_per_epoch.items()
     ]
+    lines += [f"schedule   {label}: {text}" for label, text in estimate.schedules.items()]
     if estimate.retrain:
         lines.append(f"retrain    {estimate.retrain}")
     lines.append(f"time       about {show_time(estimate.total_s)} (from a measured step)")

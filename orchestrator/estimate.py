@@ -14,6 +14,7 @@ from orchestrator.experiment import Experiment
 from orchestrator.progress import Estimate, TrialPlan
 from orchestrator.study import Study
 from orchestrator.units import Unit
+from spaces.core import plugins
 
 if TYPE_CHECKING:
     from trainables.search import SearchTrial
@@ -79,6 +80,7 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         disk_bytes=_FIXED_BYTES + kept * largest + 3 * busy * largest + 2 * rows_bytes,
         retrain=retrain,
         notes=_notes(experiment),
+        schedules={unit.label: text for unit in units if (text := _schedule(unit))},
     )
 
 
@@ -143,8 +145,39 @@ def _kind(settings: Mapping[str, Any]) -> str:
     """Return what the time of a step depends on: everything but learning rates and the like."""
     search = settings["search"]
     words = ("batch_size", "precision", "threads", "train_share", "cutout")
-    method = {key: value for key, value in settings["method"].items() if isinstance(value, str)}
+    method = _without_floats(settings["method"])
     return repr([method, settings["space"], [search[word] for word in words]])
+
+
+def _without_floats(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {k: _without_floats(v) for k, v in node.items() if not isinstance(v, float)}
+    return node
+
+
+def _schedule(unit: Unit) -> str:
+    """Return how a method's own values go over the epochs, or "" where it has none."""
+    import torch
+
+    from trainables.compose import build_method
+    from trainables.method import SearchPoint
+
+    name, config = plugins.make_config("methods", unit.settings["method"])
+    method = build_method(name, config, epochs=unit.epochs)
+    generator = torch.Generator()
+    first, last = (
+        method.log(SearchPoint(epoch, unit.epochs, generator)) for epoch in (0, unit.epochs - 1)
+    )
+    parts = [
+        f"{key} {first[key]:.3g}"
+        + (f" to {last[key]:.3g}" if first[key] != last[key] else " throughout")
+        for key in first
+    ]
+    if start := method.first_alpha_epoch(unit.epochs):
+        parts.insert(0, f"alphas rest for {start} of {unit.epochs} epochs")
+    if method.genotype_of == "best_epoch":
+        parts.append("genotype of the best epoch")
+    return ", ".join(parts)
 
 
 def _search_trial(experiment: Experiment, unit: Unit) -> SearchTrial:

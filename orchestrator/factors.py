@@ -229,14 +229,23 @@ def configuration(block: Block, params: Mapping[str, Any]) -> Configuration:
         value = params[dimension.name]
         if dimension.kind == "choice":
             value = dimension.args[dimension.texts.index(value)]
-        part, _, key = dimension.path.partition(".")
-        settings[part] = {**settings[part], key: value} if key else dict(value)
+        settings = _with(settings, dimension.path.split("."), value)
     for part, kind in PLUGIN_KINDS.items():
         _check_plugin(kind, canonical(settings[part]))
     # Built to be checked; the mapping, complete already, is what is stored and hashed.
     plugins.typed_config(SearchSettings, settings["search"], where="search", owner="search")
     digest = hashlib.sha256(canonical(settings).encode()).hexdigest()[:10]
     return Configuration(settings, dict(params), block.index, digest)
+
+
+def _with(settings: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return a copy of nested settings in which the one at `path` has another value."""
+    key, *rest = path
+    if rest:
+        value = _with(settings[key], rest, value)
+    elif isinstance(value, Mapping):
+        value = dict(value)
+    return {**settings, key: value}
 
 
 def _expand(node: Any) -> list[Any]:

@@ -58,21 +58,49 @@ def _defaults(kind: str, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if name is None:
         return {}
     fields = dataclasses.fields(plugins.describe(kind, name).config)
-    return {field.name: plain(field.default) for field in fields}
+    defaults = {field.name: plain(field.default) for field in fields}
+    for key, slot in plugins.SLOTS.items():
+        for filling in {part[key]["name"] for part in parts if _is_part(part.get(key))}:
+            own = dataclasses.fields(plugins.describe(slot.kind, filling).own)
+            defaults |= {f"{key}.{field.name}": plain(field.default) for field in own}
+    return defaults
 
 
 def _differences(parts: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[str]:
-    """Return "key=value ..." of the keys in which the parts differ."""
+    """Return "key=value ..." of the keys in which the parts differ.
+
+    A part of a part is named by its plug-in, and its settings count only among those that have it.
+    """
+    parts = [_flat(part) for part in parts]
     keys = list(dict.fromkeys(key for part in parts for key in part if key != "name"))
     words: list[list[str]] = [[] for _ in parts]
     for key in keys:
         texts = _texts([part.get(key) for part in parts])
-        if len(set(texts)) == 1:
+        having = texts
+        if "." in key:
+            having = [text for text, part in zip(texts, parts, strict=True) if key in part]
+        if len(set(having)) == 1:
             continue
         for index, part in enumerate(parts):
             if key in part and (_is_number(part[key]) or part[key] != defaults.get(key, parts)):
                 words[index].append(f"{key}={texts[index]}")
     return [" ".join(row) for row in words]
+
+
+def _flat(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"perturb": name, "perturb.radius_max": ...} for {"perturb": {"name": name, ...}}."""
+    flat: dict[str, Any] = {}
+    for key, value in part.items():
+        if _is_part(value):
+            flat[key] = value["name"]
+            flat |= {f"{key}.{inner}": item for inner, item in value.items() if inner != "name"}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, Mapping) and "name" in value
 
 
 def _texts(values: Sequence[Any]) -> list[str]:

@@ -50,6 +50,7 @@ class Row:
         curve: One mapping per epoch, in order.
         genotype: JSON form of the genotype at the end, or None.
         genotype_hash: Its canonical hash, or None.
+        genotype_epoch: The epoch that it is of, where a method takes the best and not the last.
         epochs_done, epochs_total: Epochs run, and asked for.
         stop: `{"epoch": ..., "reason": ...}` of a row that a scheduler or a limit stopped.
         error: Traceback of a failed row.
@@ -76,6 +77,7 @@ class Row:
     curve: list[dict[str, Any]] = field(default_factory=list)
     genotype: dict[str, Any] | None = None
     genotype_hash: str | None = None
+    genotype_epoch: int | None = None
     epochs_done: int = 0
     epochs_total: int = 0
     stop: dict[str, Any] | None = None
@@ -147,20 +149,25 @@ class Row:
             "settings": dict, "params": dict, "cost": dict, "environment": dict, "curve": list,
             "genotype": (dict, type(None)), "stop": (dict, type(None)), "format": int,
             "started": (int, float), "ended": (int, float, type(None)),
-            "genotype_hash": (str, type(None)), "error": (str, type(None)),
-            "final": (str, type(None)), "resumed_elsewhere": bool,
+            "genotype_hash": (str, type(None)), "genotype_epoch": (int, type(None)),
+            "error": (str, type(None)), "final": (str, type(None)), "resumed_elsewhere": bool,
         }  # fmt: skip
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} has the wrong type: {getattr(self, name)!r:.80}")
         if self.stage not in get_args(Stage) or self.status not in get_args(Status):
             raise ValueError(f"stage {self.stage!r} or status {self.status!r} is not known")
+        if not 0 < (self.genotype_epoch or 1) <= max(1, len(self.curve)):
+            raise ValueError(f"genotype_epoch {self.genotype_epoch} is not in its curve")
         if not all(isinstance(entry, dict) for entry in self.curve):
             raise ValueError("every entry of curve must be a mapping")
 
     def value(self, metric: str) -> float | None:
-        """Return `metric` at the last epoch of the curve that has it as a finite number."""
-        for entry in reversed(self.curve):
+        """Return `metric` at the genotype's epoch, the last one that has it as a finite number."""
+        entries = self.curve[::-1]
+        if self.genotype_epoch and self.status in ("finished", "stopped"):
+            entries = [self.curve[self.genotype_epoch - 1], *entries]
+        for entry in entries:
             number = entry.get(metric)
             if isinstance(number, int | float) and math.isfinite(number):
                 return float(number)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import factors
-from orchestrator.experiment import Experiment, has_sweep, sweep_word
+from orchestrator.dimensions import without_words
+from orchestrator.experiment import Experiment, sweep_word
 from orchestrator.labels import plugin_labels
 from orchestrator.ledger import Row, row_key
-from orchestrator.sweep_words import candidates
+from orchestrator.sweep_words import candidates, canonical
 from orchestrator.units import Unit
 from spaces.core import plugins
 
@@ -131,17 +132,27 @@ def search_units(
 def search_key(configuration: Configuration, identity: Identity, seed: int) -> str:
     """Return the ledger key of a search."""
     settings = configuration.settings
-    method = settings["method"]["name"]
     return row_key(
         "search",
         {
             **{kind: settings[kind] for kind in ("method", "space", "search", "selection")},
-            "results_version": plugins.describe("methods", method).results_version,
+            "results_version": _results_version(settings["method"]),
             "dataset": dict(identity.dataset),
             "plugins": identity.plugins,
             "seed": seed,
         },
     )
+
+
+def _results_version(method: Mapping[str, Any]) -> int | list[Any]:
+    """Return the version of a method's results, with those of the parts it takes from elsewhere."""
+    version = plugins.describe("methods", method["name"]).results_version
+    parts = [
+        [key, plugins.describe(slot.kind, method[key]["name"]).results_version]
+        for key, slot in plugins.SLOTS.items()
+        if method.get(key) is not None
+    ]
+    return [version, *parts] if parts else version
 
 
 def retrain_units(
@@ -271,12 +282,19 @@ def method_group(experiment: Experiment, method: Mapping[str, Any]) -> str:
     """
     word = sweep_word(experiment.method)
     alternatives = experiment.method[word] if word else [experiment.method]
-    fixed = [
-        {key: value for key, value in alternative.items() if not has_sweep(value)}
-        for alternative in alternatives
-    ]
+    fixed = [without_words(alternative) for alternative in alternatives]
     labels = plugin_labels("methods", fixed)
-    for label, alternative in zip(labels, fixed, strict=True):
-        if all(method.get(key) == value for key, value in alternative.items()):
-            return label
-    return str(method["name"])
+    matching = [
+        (-len(canonical(alternative)), label)
+        for label, alternative in zip(labels, fixed, strict=True)
+        if _agrees(method, alternative)
+    ]
+    # The one that says most: plain darts agrees with darts and a part from elsewhere too.
+    return min(matching)[1] if matching else str(method["name"])
+
+
+def _agrees(method: Any, fixed: Any) -> bool:
+    """Return whether a method's settings have all that is fixed in an alternative."""
+    if isinstance(fixed, Mapping) and isinstance(method, Mapping):
+        return all(key in method and _agrees(method[key], value) for key, value in fixed.items())
+    return bool(method == fixed)

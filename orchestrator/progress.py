@@ -86,6 +86,7 @@ class Estimate:
         cluster_cpus, cluster_gpus: Resources that there are.
         concurrent: Trials that fit side by side.
         seconds_per_epoch: Measured seconds of one search epoch, by row label.
+        schedules: What changes over the epochs of a search, resolved, by row label.
         total_s: Estimated seconds of the whole study.
         disk_bytes: Estimated size of the study folder.
         retrain: One line on the retrainings, or an empty text.
@@ -103,6 +104,7 @@ class Estimate:
     disk_bytes: int
     retrain: str = ""
     notes: list[str] = field(default_factory=list)
+    schedules: Mapping[str, str] = field(default_factory=dict)
 
 
 class Reporter(Protocol):

@@ -30,7 +30,9 @@ class Result:
     Attributes:
         label: What tells it from the other lines.
         method: Name of its method.
-        asked: Rows it has in the ledger, whatever became of them.
+        asked: Rows it has in the ledger, whatever became of them: searches, or retrainings where
+            nothing was searched.
+        searched: Whether the study has searches of it.
         val_accuracies: Last validation accuracy of each finished search by seed, shares.
         accuracy: Their mean and interval.
         test_accuracies: Test accuracy of each retraining of `genotype_hash`, by retrain seed.
@@ -50,10 +52,11 @@ class Result:
     genotype_hash: str | None = None
     genotype: dict[str, Any] | None = None
     search_s: float | None = None
+    searched: bool = True
 
     def cells(self) -> tuple[str, ...]:
         """Return the texts of the line, in the order of `COLUMNS`."""
-        n = self.accuracy.n
+        n = self.accuracy.n if self.searched else self.test.n
         return (
             self.label,
             str(n) if n == self.asked else f"{n} of {self.asked}",
@@ -167,7 +170,8 @@ def _retrain_only(retrains: Sequence[Row]) -> list[Result]:
         tests = _test_accuracies([r for r in group if r.status == "finished"], genotype_hash)
         results.append(
             Result(
-                label="retrain",
+                label="a given genotype",
+                searched=False,
                 method=group[0].method,
                 asked=len(group),
                 test_accuracies=tests,
@@ -206,7 +210,7 @@ def caption(results: Sequence[Result]) -> list[str]:
         "is that of the seed with the best one, and retraining it reads the test split.",
         "Search time is the mean of a finished search.",
     ]
-    if any(result.accuracy.n < result.asked for result in results):
+    if any(result.searched and result.accuracy.n < result.asked for result in results):
         lines.append("Means leave out the rows that did not finish, which are listed below.")
     if len(results) > 1 and any(result.accuracy.n == 1 for result in results):
         lines.append("One seed does not rank methods: lines keep the order of the experiment.")

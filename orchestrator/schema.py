@@ -72,6 +72,7 @@ def json_schema() -> Schema:
             "methods": _definition("methods", swept=True),
             "datasets": _definition("datasets"),
             "selections": _definition("selections"),
+            **{name: _part(slot) for name, slot in plugins.SLOTS.items()},
             "float": _words({"type": "number"}, "uniform", "loguniform"),
             "int": _words({"type": "integer"}, "randint"),
         },
@@ -160,7 +161,7 @@ def _record(record: type[Any], *, swept: bool = False) -> Schema:
 
 def _setting(spec: Spec, *, swept: bool) -> Schema:
     schema = _type(spec.hint)
-    if swept:
+    if swept and not isinstance(spec.hint, plugins.Slot):
         schema = {"anyOf": [schema, *_sweeps(spec.hint, schema)]}
     default = plain(spec.default)
     if spec.default is not REQUIRED and isinstance(default, str | int | float | list | None):
@@ -177,6 +178,9 @@ def _sweeps(hint: Any, schema: Schema) -> list[Schema]:
 
 def _type(hint: Any) -> Schema:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, plugins.Slot):
+        (name,) = (name for name, slot in plugins.SLOTS.items() if slot == hint)
+        return _or_none({"$ref": f"#/$defs/{name}"})
     if origin is typing.Literal:
         return {"enum": list(arguments)}
     if origin is tuple:
@@ -185,6 +189,16 @@ def _type(hint: Any) -> Schema:
         rest = [argument for argument in arguments if argument is not type(None)]
         return _or_none(_type(rest[0])) if len(rest) < len(arguments) else _type(rest[0])
     return {"type": _TYPES[hint]} if hint in _TYPES else {}
+
+
+def _part(slot: plugins.Slot) -> Schema:
+    """Return the schema of a plug-in that fills a slot: its name, or its name and own settings."""
+    one: list[Schema] = [{"enum": list(slot.choices())}]
+    for name in slot.choices():
+        info = plugins.describe(slot.kind, name)
+        settings = _named(info.own, name, swept=True)
+        one.append({"title": name, "description": info.summary, **settings})
+    return {"anyOf": [*one, _word("grid", {"anyOf": one})]}
 
 
 def _or_none(schema: Schema) -> Schema:
@@ -213,11 +227,12 @@ def _word_of(word: str, values: Schema) -> Schema:
 
 def _attributes(record: type[Any]) -> dict[str, str]:
     """Return what the "Attributes" section of a docstring says of each setting."""
-    text = inspect.cleandoc(record.__doc__ or "").partition("Attributes:\n")[2]
-    section = re.split(r"\n(?=\S)", text)[0]
     about: dict[str, str] = {}
-    for entry in re.split(r"\n(?=    \S)", "\n" + section):
-        names, colon, words = entry.partition(":")
-        if colon:
-            about |= {name.strip(): " ".join(words.split()) for name in names.split(",")}
+    for each in reversed(record.__mro__):
+        text = inspect.cleandoc(each.__doc__ or "").partition("Attributes:\n")[2]
+        section = re.split(r"\n(?=\S)", text)[0]
+        for entry in re.split(r"\n(?=    \S)", "\n" + section):
+            names, colon, words = entry.partition(":")
+            if colon:
+                about |= {name.strip(): " ".join(words.split()) for name in names.split(",")}
     return about

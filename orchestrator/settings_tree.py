@@ -21,7 +21,7 @@ from orchestrator.sweep_words import (
     plain,
 )
 from spaces.core import plugins
-from spaces.core.errors import PluginSettingsError, UnknownPluginError, near_miss
+from spaces.core.errors import PluginSettingsError, UnknownPluginError
 
 REQUIRED: Any = dataclasses.MISSING
 _COMBINATIONS = 1000  # extremes of settings that are tried together; more add only time
@@ -74,8 +74,13 @@ def check_fields(
     for key, value in given.items():
         at = f"{where}.{key}"
         if key not in specs:
-            has = f" {owner} has {', '.join(specs)}." if specs else f" {owner} has no settings."
-            problems.add(at, f"{at} is not a setting.{near_miss(str(key), specs) or has}")
+            problems.add(at, f"{where}.{plugins.not_a_setting(key, specs, owner)}")
+            continue
+        slot = specs[key].hint
+        if isinstance(slot, plugins.Slot):
+            part = value if value is None else _check_part(slot, value, at, problems, words)
+            if part is not None:
+                values[key] = part
             continue
         try:
             if words and isinstance(value, Mapping):
@@ -89,9 +94,33 @@ def check_fields(
             continue
         if spec.default is REQUIRED and key not in given:
             problems.add(where, f"{where}.{key} must be given: {owner} has no default for it.")
-        elif spec.default is not REQUIRED:
+        elif spec.default is not REQUIRED and not _left_out(key, spec):
             values[key] = plain(spec.default)
     return {key: values[key] for key in specs if key in values}
+
+
+def _left_out(key: str, spec: Spec) -> bool:
+    """Return whether a setting is not written where it is not given: see `settings_of`."""
+    return spec.default is None and plugins.is_of_every_method(key)
+
+
+def _check_part(
+    slot: plugins.Slot, node: Any, where: str, problems: Problems, words: Sequence[str]
+) -> dict[str, Any] | None:
+    """Return a plug-in that fills a slot, with its own settings; a grid of plug-ins may be it."""
+    grids = [word for word in words if word == "grid"]
+    inside = [*grids, *(word for word in words if word not in ("grid", "choice"))]
+    inside += ["choice"] if "choice" in words and sweep_word(node) != "choice" else []
+    found = check_plugin(slot.kind, node, where, problems, words=inside, own=True)
+    if found is None:
+        return None
+    for item in found.get("grid", [found]):
+        try:
+            plugins.check_filling(slot, item["name"], where)
+        except PluginSettingsError as error:
+            problems.add(where, str(error))
+            return None
+    return found
 
 
 def check_construction(
@@ -110,6 +139,8 @@ def check_construction(
         where: Key of the file, for messages.
         problems: Takes what is wrong.
     """
+    # Parts from other plug-ins have been checked by themselves.
+    tree = {k: v for k, v in tree.items() if not isinstance(specs[k].hint, plugins.Slot)}
     options = [candidates(value) for value in tree.values()]
     before = len(problems.found)
     for combination in itertools.islice(itertools.product(*options), _COMBINATIONS):
@@ -126,7 +157,13 @@ def check_construction(
 
 
 def check_plugin(
-    kind: str, node: Any, where: str, problems: Problems, *, words: Sequence[str] = ()
+    kind: str,
+    node: Any,
+    where: str,
+    problems: Problems,
+    *,
+    words: Sequence[str] = (),
+    own: bool = False,
 ) -> dict[str, Any] | None:
     """Return a plug-in with all its settings, {"name": ..., ...}, or a sweep word over such.
 
@@ -136,6 +173,7 @@ def check_plugin(
         where: Key of the file, for messages.
         problems: Takes what is wrong.
         words: Sweep words that may be used here.
+        own: Whether to take only its own settings, without those of every method.
 
     Returns:
         None where something is wrong.
@@ -148,7 +186,7 @@ def check_plugin(
         return None
     used = [word for word in node if word in SWEEP_WORDS]
     if used:
-        return _check_alternatives(kind, node, used[0], where, problems, words)
+        return _check_alternatives(kind, node, used[0], where, problems, words, own=own)
     if "name" not in node:
         problems.add(where, f"{where}.name is missing, got keys {[*node]!r}.")
         return None
@@ -158,7 +196,8 @@ def check_plugin(
         problems.add(f"{where}.name", f"{where}.name must be text, got {name!r}.{hint}")
         return None
     try:
-        config = plugins.describe(kind, name).config
+        info = plugins.describe(kind, name)
+        config = info.own if own else info.config
     except UnknownPluginError as error:
         problems.add(f"{where}.name", f"{where}: {error}")
         return None
@@ -178,6 +217,8 @@ def _check_alternatives(
     where: str,
     problems: Problems,
     words: Sequence[str],
+    *,
+    own: bool,
 ) -> dict[str, Any] | None:
     at = f"{where}.{word}"
     if len(node) > 1:
@@ -196,7 +237,7 @@ def _check_alternatives(
     # A grid factor is an outer block; inside something that is drawn it would have no meaning.
     inner = words if word == "grid" else [w for w in words if w != "grid"]
     items = [
-        check_plugin(kind, item, f"{at}[{index}]", problems, words=inner)
+        check_plugin(kind, item, f"{at}[{index}]", problems, words=inner, own=own)
         for index, item in enumerate(node[word])
     ]
     found = [item for item in items if item is not None]

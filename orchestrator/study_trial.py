@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from trainables.search import SearchTrial
 
 _PACKAGES = ("nas-orchestrator", "torch", "ray", "numpy", "optuna", "mlflow")
+Genotyped = tuple[dict[str, Any] | None, str | None, int | None]
 ENDED: frozenset[Status] = frozenset({"finished", "diverged"})
 
 
@@ -149,7 +150,7 @@ class Recording(BlockTrainable):
     def _row(self, seed: int, trial: Trial | None, status: Status) -> Row:
         unit, config = self.unit, self.config
         curve = trial.curve if trial else []
-        genotype, genotype_hash = self.genotype(curve)
+        genotype, genotype_hash, genotype_epoch = self.genotype(trial, curve)
         seconds = sum(float(entry.get("epoch_time_s", 0.0)) for entry in curve)
         settings = {
             key: value
@@ -172,6 +173,7 @@ class Recording(BlockTrainable):
             curve=list(curve),
             genotype=genotype,
             genotype_hash=genotype_hash,
+            genotype_epoch=genotype_epoch,
             epochs_done=len(curve),
             epochs_total=int(unit["epochs"]),
             cost={
@@ -184,11 +186,14 @@ class Recording(BlockTrainable):
             started=self.started[seed],
         )
 
-    def genotype(self, curve: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, str | None]:
-        """Return the genotype of the row and its hash: that of the last epoch."""
-        if not curve:
-            return None, None
-        return curve[-1].get("genotype"), curve[-1].get("genotype_hash")
+    def genotype(self, trial: Trial | None, curve: Sequence[Mapping[str, Any]]) -> Genotyped:
+        """Return the genotype of the row, its hash, and its epoch where that is not the last."""
+        epoch: int | None = getattr(trial, "genotype_epoch", None) or len(curve)
+        if not curve or epoch is None:
+            return None, None, None
+        entry = curve[epoch - 1]
+        last = trial is None or trial.method.genotype_of == "last_epoch"  # type: ignore[attr-defined]
+        return entry.get("genotype"), entry.get("genotype_hash"), None if last else epoch
 
 
 class StudySearch(Recording, SearchTrainable):
@@ -206,9 +211,9 @@ class StudyRetrain(Recording, RetrainTrainable):
         """Make the `RetrainTrial` of one seed."""
         return RetrainTrainable.build(self, seed)  # type: ignore[return-value]
 
-    def genotype(self, curve: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, str | None]:
+    def genotype(self, trial: Trial | None, curve: Sequence[Mapping[str, Any]]) -> Genotyped:
         """Return the genotype that is trained."""
-        return self.config["genotype"], self.unit["genotype_hash"]
+        return self.config["genotype"], self.unit["genotype_hash"], None
 
     def note_test_read(self, seed: int, record: Mapping[str, Any]) -> None:
         """Note the reading of the test split."""

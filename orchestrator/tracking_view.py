@@ -122,15 +122,26 @@ def flat_params(row: Row) -> dict[str, str]:
             continue
         if "name" in settings:
             params.setdefault(section, str(settings["name"]))
-        for name, value in settings.items():
-            if name != "name":
-                params[name if name not in params else f"{section}.{name}"] = _text(value)
+        for name, value in _flat_settings(settings).items():
+            params[name if name not in params else f"{section}.{name}"] = _text(value)
     # A data set's settings are paths and limits, whose bare names would say nothing.
     dataset = row.settings.get("dataset")
     for name, value in dataset.items() if isinstance(dataset, Mapping) else ():
         if name != "name":
             params[f"dataset.{name}"] = _text(value)
     return {name: value[:_PARAM_LENGTH] for name, value in params.items() if value}
+
+
+def _flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without their name; a part from another plug-in as `part`, `part.setting`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and "name" in value:
+            flat[name] = value["name"]
+            flat |= {f"{name}.{inner}": v for inner, v in _flat_settings(value).items()}
+        elif name != "name":
+            flat[name] = value
+    return flat
 
 
 def _tags(row: Row, study_id: str, parent: str) -> dict[str, str]:
@@ -192,16 +203,26 @@ def _default_label(row: Row) -> str:
     settings = row.settings.get("method")
     if not isinstance(settings, Mapping):
         return row.method
-    defaults = _method_defaults(row.method)
-    changed = {n: v for n, v in settings.items() if n in defaults and v != defaults[n]}
-    words = (v if isinstance(v, str) else f"{n}={_short(v)}" for n, v in sorted(changed.items()))
-    return " ".join([row.method, *words])
+    return " ".join([row.method, *_changed_words("methods", settings)])
+
+
+def _changed_words(kind: str, settings: Mapping[str, Any]) -> list[str]:
+    """Return what differs from a plug-in's defaults, a part of another plug-in by its name."""
+    defaults = _defaults(kind, str(settings.get("name")))
+    words = []
+    for name, value in sorted(settings.items()):
+        if isinstance(value, Mapping) and name in plugins.SLOTS:
+            words.append(str(value.get("name")))
+            words += _changed_words(plugins.SLOTS[name].kind, value)
+        elif name in defaults and value != defaults[name]:
+            words.append(value if isinstance(value, str) else f"{name}={_short(value)}")
+    return words
 
 
 @functools.cache  # finding a plug-in looks through every installed package
-def _method_defaults(method: str) -> dict[str, Any]:
+def _defaults(kind: str, method: str) -> dict[str, Any]:
     try:
-        name, config = plugins.make_config("methods", method)
+        name, config = plugins.make_config(kind, method)
     except NasError:
         return {}  # a plug-in that this process does not have
     return plugins.settings_of(name, config)

@@ -83,6 +83,10 @@ class Darts(Space):
             raise SpaceError(f"channels must be >= 2, got {channels}.")
         return _layout(in_channels, num_classes, channels, cells, auxiliary=auxiliary)
 
+    def selectable(self, name: str) -> list[int]:
+        """Return all columns but that of `none`."""
+        return [index for index, op in enumerate(self.operations[name]) if op != NONE]
+
     def choose(self, name: str, op_weights: Tensor) -> Cell:
         """Keep the two strongest edges into every node, each with its strongest operation.
 
@@ -90,7 +94,7 @@ class Darts(Space):
         lower index, of edges as of operations.
         """
         operations = self.operations[name]
-        columns = [index for index, operation in enumerate(operations) if operation != NONE]
+        columns = self.selectable(name)
         strength, best = op_weights[:, columns].max(1)
         # argmax, unlike max, is documented to return the first of several maxima.
         best = op_weights[:, columns].argmax(1)

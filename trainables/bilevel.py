@@ -7,7 +7,8 @@ the method and of the network. It knows no dataset, no epoch loop and no file.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from spaces.core.mixture import Mixture, Norm
 from spaces.core.supernet import Supernet
-from trainables.alpha_gradients import Alphas, BilevelProblem
+from trainables.implicit import Alphas, BilevelProblem
 from trainables.method import Method, OpWeights, SearchPoint
 from trainables.settings import SearchSettings
 from trainables.state import DTYPES, cloned, make_generator, purpose_seed
@@ -70,6 +71,12 @@ class Bilevel:
         self.generators = {
             purpose: make_generator(seed, purpose, device) for purpose in ("method", "network")
         }
+        self.fixed: OpWeights = {}
+        self._constant_lr: float | None = None
+        self._make_optimizers()
+
+    def _make_optimizers(self) -> None:
+        settings = self.settings
         self.weight_optimizer = torch.optim.SGD(
             self.weights,
             lr=settings.weight_lr,
@@ -86,6 +93,42 @@ class Bilevel:
             foreach=True,
         )
 
+    def renew_optimizers(self, lr_share: float) -> None:
+        """Start both optimizers anew, the weights' at a constant share of the first rate.
+
+        Until the next `load_state_dict`; not part of the state: it is for what follows a search.
+        """
+        self._constant_lr = lr_share * self.settings.weight_lr
+        self._make_optimizers()
+
+    def fix(self, cell: str, edge: int, operation: int) -> None:
+        """Give an edge one operation of op weight 1, whatever the alphas; see `renew_optimizers`.
+
+        Args:
+            cell: Cell type.
+            edge, operation: Row and column of its op weights.
+        """
+        if cell not in self.fixed:
+            self.fixed[cell] = torch.full_like(self.alphas[cell].detach(), float("nan"))
+        self.fixed[cell][edge] = 0.0
+        self.fixed[cell][edge, operation] = 1.0
+
+    def _relax(self, alphas: Alphas, at: SearchPoint) -> OpWeights:
+        return self._with_fixed(self.method.relax(alphas, at))
+
+    def _with_fixed(self, op_weights: OpWeights) -> OpWeights:
+        if not self.fixed:
+            return op_weights
+        return op_weights | {
+            name: torch.where(fixed.isnan(), op_weights[name], fixed)
+            for name, fixed in self.fixed.items()
+        }
+
+    @property
+    def first_alpha_epoch(self) -> int:
+        """Epoch, counted from 0, in which the alphas begin to move."""
+        return self.method.first_alpha_epoch(self.settings.epochs)
+
     def point(self, epoch: int) -> SearchPoint:
         """Return where the search is in `epoch`, counted from 0."""
         return SearchPoint(epoch, self.settings.epochs, self.generators["method"])
@@ -97,6 +140,8 @@ class Bilevel:
         past the last, as torch's CosineAnnealingLR with T_max = epochs.
         """
         settings = self.settings
+        if self._constant_lr is not None:
+            return self._constant_lr
         cosine = (1.0 + math.cos(math.pi * epoch / settings.epochs)) / 2.0
         return settings.weight_lr_min + (settings.weight_lr - settings.weight_lr_min) * cosine
 
@@ -106,26 +151,35 @@ class Bilevel:
         train_batch: Batch,
         val_batch: Batch,
         clocks: tuple[Stopwatch, Stopwatch],
-    ) -> Tensor:
+    ) -> dict[str, Tensor]:
         """Take one alpha step and one weight step, timed by one clock each.
 
-        Returns:
-            Float64 `(3,)` on the device: training loss in nats, number of correct answers, and the
-            largest change of an op weight by the perturbation.
-        """
-        with clocks[0].lap():
-            self.alpha_step(at, train_batch, val_batch)
-        with clocks[1].lap():
-            return self.weight_step(at, train_batch)
+        In the first epochs of some methods the alphas rest and the alpha step is left out.
 
-    def alpha_step(self, at: SearchPoint, train_batch: Batch, val_batch: Batch) -> None:
-        """Update the alphas; the weights stay bit for bit, whatever probes the gradient makes."""
+        Returns:
+            Scalars on the device: those of `weight_step` and what the alpha gradient measured.
+        """
+        measured: dict[str, Tensor] = {}
+        if at.epoch >= self.first_alpha_epoch:
+            with clocks[0].lap():
+                measured |= self.alpha_step(at, train_batch, val_batch)
+        with clocks[1].lap():
+            return self.weight_step(at, train_batch) | measured
+
+    def alpha_step(
+        self, at: SearchPoint, train_batch: Batch, val_batch: Batch
+    ) -> Mapping[str, Tensor]:
+        """Update the alphas; the weights stay bit for bit, whatever probes the gradient makes.
+
+        Returns:
+            What the alpha gradient measured, scalars on the device.
+        """
         rewind = self._rewinder("method", "network")
 
         def loss_on(batch: Batch) -> Callable[[Alphas, Norm], Tensor]:
             def loss(alphas: Alphas, norm: Norm) -> Tensor:
                 rewind()
-                return self._loss(self.method.relax(alphas, at), batch, norm)[0]
+                return self._loss(self._relax(alphas, at), batch, norm)[0]
 
             return loss
 
@@ -140,14 +194,20 @@ class Bilevel:
             weight_momentum=self.settings.weight_momentum,
             weight_decay=self.settings.weight_decay,
         )
-        gradients = self.method.alpha_gradient(problem, at)
+        found = self.method.alpha_gradient(problem, at)
         for name, alpha in self.alphas.items():
-            alpha.grad = gradients[name]
+            alpha.grad = found.gradients[name]
         self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad()
+        return found.measured
 
-    def weight_step(self, at: SearchPoint, batch: Batch) -> Tensor:
-        """Update the weights at the op weights that the method lets them see; see `step`."""
+    def weight_step(self, at: SearchPoint, batch: Batch) -> dict[str, Tensor]:
+        """Update the weights at the op weights that the method lets them see.
+
+        Returns:
+            Scalars on the device: `train_loss` in nats, `train_accuracy` as a share, and, where the
+            method perturbs, `perturb_distance`, the largest change of an op weight.
+        """
         op_weights, distance = self._seen_by_weights(at, batch)
         loss, logits = self._loss(op_weights, batch, "batch_and_update")
         gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
@@ -159,13 +219,14 @@ class Bilevel:
             group["lr"] = self.weight_lr(at.epoch)
         self.weight_optimizer.step()
         self.weight_optimizer.zero_grad()
-        correct = (logits.argmax(dim=1) == batch[1]).sum()
-        return torch.stack([loss.detach().double(), correct.double(), distance.double()])
+        correct = (logits.argmax(dim=1) == batch[1]).double().mean()
+        measured = {"train_loss": loss.detach(), "train_accuracy": correct}
+        return measured if distance is None else measured | {"perturb_distance": distance}
 
     @torch.no_grad()
     def relaxed(self, at: SearchPoint) -> OpWeights:
         """Return the method's op weights at the current alphas, without a graph."""
-        return self.method.relax(self.alphas, at)
+        return self._relax(self.alphas, at)
 
     @torch.no_grad()
     def evaluate(self, op_weights: OpWeights, batches: Iterable[Batch], norm: Norm) -> Tensor:
@@ -178,6 +239,19 @@ class Bilevel:
             sums += torch.stack([loss.double() * len(batch[1]), correct.double()])
             count += len(batch[1])
         return sums / count
+
+    def loss_on(self, op_weights: OpWeights, batch: Batch, norm: Norm) -> Tensor:
+        """Return the mean cross entropy of a batch in nats, with a graph."""
+        return self._loss(op_weights, batch, norm)[0]
+
+    @contextmanager
+    def draws_kept(self) -> Iterator[None]:
+        """Draw inside the network what would be drawn without this: probes change no result."""
+        rewind = self._rewinder("network")
+        try:
+            yield
+        finally:
+            rewind()
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything a step depends on besides its batches."""
@@ -198,6 +272,10 @@ class Bilevel:
         The generators of a state from another kind of device cannot be continued; they start anew,
         from the seed and the state's own draws.
         """
+        self.fixed = {}
+        if self._constant_lr is not None:
+            self._constant_lr = None
+            self._make_optimizers()
         # torch's optimizers would keep the tensors of the state as their own.
         state = cloned(state)
         self.supernet.load_state_dict(state["supernet"])
@@ -214,17 +292,17 @@ class Bilevel:
                 digest = int(stored.long().sum())
                 generator.manual_seed(purpose_seed(self.seed, f"{purpose} after {digest}"))
 
-    def _seen_by_weights(self, at: SearchPoint, batch: Batch) -> tuple[OpWeights, Tensor]:
+    def _seen_by_weights(self, at: SearchPoint, batch: Batch) -> tuple[OpWeights, Tensor | None]:
         clean = self.relaxed(at)
         if self.method.perturb is None:
-            return clean, torch.zeros((), device=self.device)
+            return clean, None
         rewind = self._rewinder("network")
 
         def train_loss(op_weights: OpWeights, norm: Norm) -> Tensor:
             rewind()
             return self._loss(op_weights, batch, norm)[0]
 
-        found = self.method.perturb(clean, replace(at, train_loss=train_loss))
+        found = self._with_fixed(self.method.perturb(clean, replace(at, train_loss=train_loss)))
         perturbed = {name: matrix.detach() for name, matrix in found.items()}
         moved = [(perturbed[name] - clean[name]).abs().amax() for name in clean]
         return perturbed, torch.stack(moved).amax()

@@ -11,3 +11,7 @@ class DataError(NasError):
 
 class StateError(NasError):
     """A stored state that is damaged or belongs to another trial."""
+
+
+class MethodError(NasError):
+    """A method that is asked for something outside what it can do."""

@@ -20,7 +20,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -30,9 +30,9 @@ from torch import Tensor
 from spaces.core import plugins
 from spaces.core.genotype import Genotype
 from spaces.core.space import Space
-from trainables.alpha_gradients import Alphas
 from trainables.bilevel import Bilevel
 from trainables.choices import Plugin, choose_plugin, choose_settings
+from trainables.compose import build_method, build_selection
 from trainables.diagnostics import (
     ALPHA_DIAGNOSTICS,
     alpha_diagnostics,
@@ -40,8 +40,10 @@ from trainables.diagnostics import (
     worst_of,
 )
 from trainables.errors import StateError
+from trainables.implicit import Alphas
 from trainables.method import Method, OpWeights
 from trainables.search_data import SearchData
+from trainables.selecting import Selected, Selection, TrainedSupernet
 from trainables.settings import SearchSettings
 from trainables.state import (
     Fingerprint,
@@ -80,7 +82,10 @@ class SearchTrial:
     Attributes:
         curve: One entry per epoch, JSON-able. Shares are 0-1, losses nats, times seconds.
         epoch: Epochs done.
-        genotype: After the last epoch done; of the initial alphas before the first.
+        genotype: The result so far: of the last epoch done, or, where the method says so, of the
+            one with the best validation accuracy; of the initial alphas before the first.
+        scores: What a selection rule chose the genotype by after the last epoch; else empty.
+        genotype_epoch: The epoch that it is of, counted from 1; 0 before the first.
         op_weights: Likewise, by cell type `(num_edges, num_ops)`.
         diverged: Whether a loss was not finite. The trial then holds the state of the last good
             epoch, and ends.
@@ -117,11 +122,9 @@ class SearchTrial:
         name, config = chosen["space"]
         self.space: Space = plugins.load("spaces", name).build(config, name)
         name, config = chosen["method"]
-        self.method: Method = plugins.load("methods", name).build(config)
+        self.method: Method = build_method(name, config, epochs=self.settings.epochs)
         name, config = chosen["selection"]
-        self._select: Callable[[Space, OpWeights], Genotype] = plugins.load(
-            "selections", name
-        ).build(config)
+        self._selection = build_selection((name, config), self.description["method"])
         name, config = chosen["dataset"]
         dataset_module = plugins.load("datasets", name)
         self.data_digest: str = dataset_module.digest(config)
@@ -141,7 +144,9 @@ class SearchTrial:
         self.curve: list[Entry] = []
         self.diverged = self.resumed_elsewhere = False
         self.op_weights = cloned(self._bilevel.relaxed(self._bilevel.point(0)))
-        self.genotype = self._select(self.space, self.op_weights)
+        self.genotype = self._selection.each_epoch(self.space, self.op_weights)
+        self.genotype_epoch = 0
+        self.scores: OpWeights = {}
 
     @property
     def alphas(self) -> Alphas:
@@ -181,62 +186,101 @@ class SearchTrial:
         clocks = Stopwatch(self.device), Stopwatch(self.device)
         epoch, bilevel = self.epoch, self._bilevel
         at = bilevel.point(epoch)
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        sums: dict[str, Tensor] = {}
         for _ in range(self._data.num_steps):
-            sums += bilevel.step(at, *self._data.next_batches(), clocks)
+            for name, value in bilevel.step(at, *self._data.next_batches(), clocks).items():
+                sums[name] = sums.get(name, 0.0) + value.double()
         self.op_weights = cloned(bilevel.relaxed(at))
         metrics = self._metrics(sums)
         if all(math.isfinite(value) for value in metrics.values()):
             self.epoch += 1
-            self.genotype = self._select(self.space, self.op_weights)
+            genotype = self._genotype()
         else:
             self.load_state_dict(before)
             self.diverged = True
             metrics = worst_of(metrics, self.alphas, self.op_weights)
+            genotype = self._selection.each_epoch(self.space, self.op_weights)
         entry: Entry = {
             "epoch": epoch + 1,
             **metrics,
             "diverged": int(self.diverged),
-            **genotype_diagnostics(self.space, self.genotype),
+            **genotype_diagnostics(self.space, genotype),
             "weight_lr": bilevel.weight_lr(epoch),
             **self.method.log(at),
             "alpha_step_time_s": clocks[0].mean(),
             "weight_step_time_s": clocks[1].mean(),
             "epoch_time_s": time.perf_counter() - start,
             "peak_memory_bytes": peak_memory_bytes(self.device),
-            "genotype": self.genotype.to_json(),
-            "genotype_hash": self.genotype.hash,
+            "genotype": genotype.to_json(),
+            "genotype_hash": genotype.hash,
         }
         self.curve.append(entry)
+        self.genotype_epoch = self._chosen_epoch()
+        if self.genotype_epoch:
+            chosen = self.curve[self.genotype_epoch - 1]["genotype"]
+            self.genotype = Genotype.from_json(chosen)
         return entry
 
-    def _metrics(self, sums: Tensor) -> dict[str, float]:
+    def _genotype(self) -> Genotype:
+        """Return the genotype of the epoch just done; after the last one it may take long."""
+        if self.epoch < self.settings.epochs or self._selection.at_end is None:
+            return self._selection.each_epoch(self.space, self.op_weights)
+        selected = self.select(self._selection)
+        self.scores = selected.scores
+        return selected.genotype
+
+    def select(self, rule: Selection | Plugin) -> Selected:
+        """Return what a selection rule finds in the supernet as it is now; the trial is unchanged.
+
+        Args:
+            rule: A plug-in of kind "selections", or ready made.
+
+        Raises:
+            NasError: No such rule, or settings that it does not take.
+        """
+        if not isinstance(rule, Selection):
+            rule = build_selection(rule)
+        if rule.at_end is None:
+            return Selected(rule.each_epoch(self.space, self.op_weights), cloned(self.op_weights))
+        before = self._bilevel.state_dict(), self._data.state_dict()
+        at = self._bilevel.point(max(0, self.epoch - 1))
+        try:
+            return rule.at_end(TrainedSupernet(self.space, self._bilevel, self._data, at))
+        finally:
+            self._bilevel.load_state_dict(before[0])
+            self._data.load_state_dict(before[1])
+
+    def _chosen_epoch(self) -> int:
+        """Return the epoch, counted from 1, whose genotype is the result; 0 before the first."""
+        whole = self._selection.at_end is not None and self.epoch == self.settings.epochs
+        if self.method.genotype_of == "last_epoch" or whole:
+            return self.epoch
+        first = min(self._bilevel.first_alpha_epoch, self.epoch - 1)
+        candidates = self.curve[max(first, 0) : self.epoch]
+        # max keeps the first of equals.
+        best = max(candidates, key=lambda entry: entry["val_accuracy"], default={"epoch": 0})
+        return int(best["epoch"])
+
+    def _metrics(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Measure the epoch; `sums` are those of `Bilevel.step` over its steps."""
         settings = self.settings
         val = self._bilevel.evaluate(
             self.op_weights, self._data.validation(), settings.validation_norm
         )
         decided = alpha_diagnostics(self.alphas, self.op_weights)
+        means = torch.stack(list(sums.values())) / self._data.num_steps
+        names = (*sums, "val_loss", "val_accuracy", *ALPHA_DIAGNOSTICS)
         # The only wait for a GPU in an epoch.
-        loss, correct, moved, *rest = torch.cat([sums, val, decided]).tolist()
-        steps = self._data.num_steps
-        metrics = {
-            "train_loss": loss / steps,
-            "train_accuracy": correct / (steps * settings.batch_size),
-            **dict(zip(("val_loss", "val_accuracy", *ALPHA_DIAGNOSTICS), rest, strict=True)),
-        }
-        if self.method.perturb is not None:
-            metrics["perturb_distance"] = moved / steps
-        return metrics
+        return dict(zip(names, torch.cat([means, val, decided]).tolist(), strict=True))
 
     def time_steps(self, count: int = 3) -> float:
-        """Return the seconds of one step, alpha and weight step together; changes no result.
+        """Return the seconds of a step in which the alphas move; changes no result.
 
         Args:
             count: Steps to time, after one that is not counted.
         """
         before = self.state_dict()
-        at = self._bilevel.point(self.epoch)
+        at = self._bilevel.point(max(self.epoch, self._bilevel.first_alpha_epoch))
         clocks = Stopwatch(self.device), Stopwatch(self.device)
         try:
             for number in range(count + 1):
@@ -259,7 +303,9 @@ class SearchTrial:
             "diverged": self.diverged,
             "curve": [dict(entry) for entry in self.curve],
             "genotype": self.genotype.to_json(),
+            "genotype_epoch": self.genotype_epoch,
             "op_weights": cloned(self.op_weights),
+            "scores": cloned(self.scores),
             "bilevel": self._bilevel.state_dict(),
             "data": self._data.state_dict(),
         }
@@ -281,8 +327,10 @@ class SearchTrial:
         self.epoch, self.diverged = state["epoch"], state["diverged"]
         self.curve = [dict(entry) for entry in state["curve"]]
         self.genotype = Genotype.from_json(state["genotype"])
+        self.genotype_epoch = state["genotype_epoch"]
         for name, alpha in self.alphas.items():
             self.op_weights[name] = state["op_weights"][name].to(alpha, copy=True)
+        self.scores = cloned(state["scores"])
         elsewhere = state["fingerprint"] != asdict(self.fingerprint)
         self.resumed_elsewhere = state["resumed_elsewhere"] or elsewhere
 
@@ -312,6 +360,7 @@ class SearchTrial:
             "buffers": cloned(dict(supernet.named_buffers())),
             "alphas": cloned(self.alphas),
             "op_weights": cloned(self.op_weights),
+            "scores": cloned(self.scores),
             "genotype": json.dumps(self.genotype.to_json()),
             "settings": json.dumps(self.description),
         }

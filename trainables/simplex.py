@@ -1,4 +1,4 @@
-"""Projections onto the simplex, row by row."""
+"""Op weights near the simplex: noise around them, and the way back onto it, row by row."""
 
 from __future__ import annotations
 
@@ -29,3 +29,8 @@ def clamp_and_rescale(matrix: Tensor) -> Tensor:
     empty = clamped.sum(dim=-1, keepdim=True) == 0
     filled = torch.where(empty, largest, clamped)
     return filled / filled.sum(dim=-1, keepdim=True)
+
+
+def uniform_noise(matrix: Tensor, radius: float, generator: torch.Generator) -> Tensor:
+    """Return independent draws from U[-radius, radius], in the shape and type of `matrix`."""
+    return torch.empty_like(matrix).uniform_(-radius, radius, generator=generator)

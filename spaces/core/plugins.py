@@ -21,7 +21,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -32,6 +32,7 @@ from spaces.core.errors import PluginSettingsError, UnknownPluginError, near_mis
 PACKAGES: Mapping[str, str] = {
     "spaces": "spaces",
     "methods": "trainables.methods",
+    "alpha_gradients": "trainables.alpha_gradients",
     "selections": "trainables.selection",
     "datasets": "trainables.datasets",
 }
@@ -39,11 +40,68 @@ ENVIRONMENT_VARIABLE = "NAS_PLUGINS"
 _SINGULAR = {
     "spaces": "space",
     "methods": "method",
+    "alpha_gradients": "alpha_gradient",
     "selections": "selection",
     "datasets": "dataset",
 }
-_CONSTANTS = frozenset({"EXPORTS", "SOURCE", "RESULTS_VERSION"})
+_CONSTANTS = frozenset({"EXPORTS", "SOURCE", "RESULTS_VERSION", "PROVIDES"})
 _ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A part of a method that can come from another plug-in: the type of such a setting.
+
+    Attributes:
+        kind: Kind of the plug-in that fills it.
+        provides: What that plug-in must have in its PROVIDES; None asks for nothing.
+    """
+
+    kind: str
+    provides: str | None = None
+
+    @property
+    def __name__(self) -> str:
+        """How messages call the type."""
+        return "a name or a mapping with a name"
+
+    def choices(self) -> tuple[str, ...]:
+        """Return the names of the plug-ins that can fill it."""
+        return tuple(
+            name
+            for name in available(self.kind)
+            if self.provides in (None, *describe(self.kind, name).provides)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfEveryMethod:
+    """What every method can be given besides its own settings; None is what the method has itself.
+
+    A part that the method itself provides cannot be given.
+
+    Attributes:
+        alpha_gradient: How the alpha gradient is computed.
+        perturb: A method whose perturbation the weight step sees.
+        select: The rule that turns the supernet into a genotype after the last epoch, in the place
+            of the experiment's `selection`.
+        alpha_start: Epochs in which the weights are trained and the alphas rest; published for
+            other numbers of epochs, it is by default the same share of them, at least 1.
+        genotype_of: "last_epoch", or "best_epoch" by validation accuracy.
+    """
+
+    alpha_gradient: Any = None
+    perturb: Any = None
+    select: Any = None
+    alpha_start: int | None = None
+    genotype_of: typing.Literal["last_epoch", "best_epoch"] | None = None
+
+
+SLOTS: Mapping[str, Slot] = {
+    "alpha_gradient": Slot("alpha_gradients"),
+    "perturb": Slot("methods", "perturb"),
+    "select": Slot("selections"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +116,9 @@ class PluginInfo:
         results_version: Raised by hand whenever results change; part of a row's key.
         path: Its source file.
         module: Name under which it is imported.
-        config: Frozen dataclass of its settings.
+        config: Frozen dataclass of its settings; of a method, with those of every method.
+        own: Frozen dataclass of its own settings alone.
+        provides: Parts in `SLOTS` that it has itself and can lend to other methods.
     """
 
     name: str
@@ -69,6 +129,8 @@ class PluginInfo:
     path: Path
     module: str
     config: type[Any]
+    own: type[Any]
+    provides: tuple[str, ...] = ()
 
 
 def plugin_folders() -> tuple[Path, ...]:
@@ -134,18 +196,22 @@ def load(kind: str, name: str) -> types.ModuleType:
     return module
 
 
-def make_config(kind: str, settings: str | Mapping[str, Any]) -> tuple[str, Any]:
+def make_config(
+    kind: str, settings: str | Mapping[str, Any], *, where: str | None = None, own: bool = False
+) -> tuple[str, Any]:
     """Return a plug-in's name and its checked settings.
 
     Args:
         kind: One of `PACKAGES`.
         settings: A name, or a mapping with `name` and any of the plug-in's settings.
+        where: Key of the experiment file, for messages; None is that of the kind.
+        own: Whether to take only its own settings, without those of every method.
 
     Raises:
         UnknownPluginError: No such plug-in.
         PluginSettingsError: A key or a value that its `Config` does not accept.
     """
-    what = _SINGULAR[kind]
+    what = where or _SINGULAR[kind]
     if isinstance(settings, str):
         settings = {"name": settings}
     if "name" not in settings:
@@ -154,13 +220,27 @@ def make_config(kind: str, settings: str | Mapping[str, Any]) -> tuple[str, Any]
     if not isinstance(name, str):
         raise PluginSettingsError(f"{what}.name must be text, got {name!r}.")
     given = {key: value for key, value in settings.items() if key != "name"}
-    return name, typed_config(describe(kind, name).config, given, where=what, owner=name)
+    info = describe(kind, name)
+    return name, typed_config(info.own if own else info.config, given, where=what, owner=name)
 
 
 def settings_of(name: str, config: Any) -> dict[str, Any]:
-    """Return the whole mapping that `make_config` would read: the name and every setting."""
-    settings = dataclasses.asdict(config)
+    """Return the whole mapping that `make_config` would read: the name and every setting.
+
+    What every method can be given and is not stays out, so that a new part of that sort changes
+    the identity of nothing.
+    """
+    settings = {
+        key: value
+        for key, value in dataclasses.asdict(config).items()
+        if value is not None or not is_of_every_method(key)
+    }
     return {"name": name, **json.loads(json.dumps(settings))}
+
+
+def is_of_every_method(key: str) -> bool:
+    """Return whether a setting is one that every method can be given."""
+    return key in _OfEveryMethod.__dataclass_fields__
 
 
 def typed_config(config: type[Any], given: Mapping[str, Any], *, where: str, owner: str) -> Any:
@@ -180,9 +260,7 @@ def typed_config(config: type[Any], given: Mapping[str, Any], *, where: str, own
     values: dict[str, Any] = {}
     for key, value in given.items():
         if key not in fields:
-            has = f" {owner} has {', '.join(fields)}." if fields else f" {owner} has no settings."
-            miss = near_miss(str(key), fields)
-            raise PluginSettingsError(f"{where}.{key} is not a setting.{miss or has}")
+            raise PluginSettingsError(f"{where}.{not_a_setting(key, fields, owner)}")
         values[key] = coerce(value, hints[key], f"{where}.{key}")
     for key, field in fields.items():
         no_default = field.default is dataclasses.MISSING
@@ -196,11 +274,44 @@ def typed_config(config: type[Any], given: Mapping[str, Any], *, where: str, own
         raise PluginSettingsError(f"{where}.{error}") from error
 
 
+def not_a_setting(key: Any, settings: Iterable[str], owner: str) -> str:
+    """Say that there is no setting `key`, and which there are or what was meant."""
+    names = list(settings)
+    if key in SLOTS:
+        return (
+            f"{key} cannot be given: {owner} has its own. Give both parts to a method that has "
+            "neither, such as darts."
+        )
+    has = f" {owner} has {', '.join(names)}." if names else f" {owner} has no settings."
+    return f"{key} is not a setting.{near_miss(str(key), names) or has}"
+
+
+def check_filling(slot: Slot, name: str, where: str) -> None:
+    """Refuse a plug-in that cannot fill a slot.
+
+    Raises:
+        PluginSettingsError: It does not provide what the slot is for.
+    """
+    if slot.provides is not None and slot.provides not in describe(slot.kind, name).provides:
+        raise PluginSettingsError(
+            f"{where} must be one of {', '.join(slot.choices())}, got {name!r}, which has nothing "
+            f"to {slot.provides}."
+        )
+
+
 def coerce(value: Any, hint: Any, where: str) -> Any:
     """Return `value` as the type of `hint`, or raise with what must hold and what was got.
 
     An integer is accepted where a float is asked for; text never is.
     """
+    if isinstance(hint, Slot):
+        if value is None:
+            return None
+        if not isinstance(value, str | Mapping):
+            raise PluginSettingsError(f"{where} must be {hint.__name__}, got {value!r}.")
+        name, config = make_config(hint.kind, value, where=where, own=True)
+        check_filling(hint, name, where)
+        return settings_of(name, config)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -293,9 +404,11 @@ def _read(kind: str, module: str, path: Path, _mtime_ns: int) -> tuple[PluginInf
     constants = _constants(tree)
     names = constants.get("EXPORTS", (path.stem,))
     summary = (ast.get_docstring(tree) or path.stem).splitlines()[0]
-    config = _config_class(tree, path)
-    if config is None:
+    own = _config_class(tree, path)
+    if own is None:
         return ()
+    provides = tuple(constants.get("PROVIDES", ()))
+    config = _with_parts(own, provides) if kind == "methods" else own
     return tuple(
         PluginInfo(
             name=name,
@@ -306,8 +419,31 @@ def _read(kind: str, module: str, path: Path, _mtime_ns: int) -> tuple[PluginInf
             path=path,
             module=module,
             config=config,
+            own=own,
+            provides=provides,
         )
         for name in names
+    )
+
+
+def _with_parts(own: type[Any], provides: tuple[str, ...]) -> type[Any]:
+    """Return a method's settings with those that every method can be given."""
+    hints = typing.get_type_hints(_OfEveryMethod)
+    fields: list[tuple[str, Any, Any]] = [
+        (field.name, SLOTS.get(field.name, hints[field.name]), dataclasses.field(default=None))
+        for field in dataclasses.fields(_OfEveryMethod)
+        if field.name not in provides
+    ]
+
+    def check(self: Any) -> None:
+        if hasattr(own, "__post_init__"):
+            own.__post_init__(self)
+        if self.alpha_start is not None and self.alpha_start < 0:
+            raise ValueError(f"alpha_start must be >= 0, got {self.alpha_start!r}.")
+
+    namespace = {"__doc__": _OfEveryMethod.__doc__, "__post_init__": check}
+    return dataclasses.make_dataclass(
+        own.__name__, fields, bases=(own,), namespace=namespace, frozen=True
     )
 
 

@@ -70,6 +70,10 @@ class Space(ABC):
         """Return (num_edges, num_ops) of every cell type."""
         return {name: (len(self.edges[name]), len(self.operations[name])) for name in self.edges}
 
+    def selectable(self, name: str) -> list[int]:
+        """Return the columns of a cell type's operations that a genotype can have on an edge."""
+        return list(range(len(self.operations[name])))
+
     @abstractmethod
     def supernet_layout(self, in_channels: int, num_classes: int) -> Layout:
         """Return how the cells of the supernet are stacked."""

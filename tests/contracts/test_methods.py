@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -14,16 +16,16 @@ from torch import Tensor
 
 from spaces.core import plugins
 from tests.trainables.searches import SPACES, differences, flat, small_search, untimed
+from trainables.compose import build_method
 from trainables.method import Method, SearchPoint
-from trainables.search import SearchTrial
 
 pytestmark = pytest.mark.usefixtures("tiny_plugins")
 METHODS = plugins.available("methods")
 
 
-def variants(name: str) -> Iterator[dict[str, Any]]:
+def variants(name: str, kind: str = "methods") -> Iterator[dict[str, Any]]:
     """The defaults, then each value of each choice: the settings under which others matter."""
-    config = plugins.describe("methods", name).config
+    config = plugins.describe(kind, name).own
     hints = typing.get_type_hints(config)
     yield {"name": name}
     for field in dataclasses.fields(config):
@@ -32,7 +34,12 @@ def variants(name: str) -> Iterator[dict[str, Any]]:
                 yield {"name": name, field.name: value}
 
 
-VARIANTS = [variant for name in METHODS for variant in variants(name)]
+GRADIENTS = [
+    {"name": "darts", "alpha_gradient": variant}
+    for name in plugins.available("alpha_gradients")
+    for variant in variants(name, "alpha_gradients")
+]
+VARIANTS = [variant for name in METHODS for variant in variants(name)] + GRADIENTS
 FIELDS = [
     (name, field.name)
     for name in METHODS
@@ -41,13 +48,14 @@ FIELDS = [
 
 
 def label(value: Any) -> str:
-    return " ".join(map(str, value.values())) if isinstance(value, dict) else str(value)
+    if isinstance(value, dict):
+        return " ".join(label(inner) for inner in value.values())
+    return str(value)
 
 
 def method_of(settings: dict[str, Any]) -> Method:
     name, config = plugins.make_config("methods", settings)
-    method: Method = plugins.load("methods", name).build(config)
-    return method
+    return build_method(name, config, epochs=100)
 
 
 def problem_point(seed: int) -> tuple[dict[str, Tensor], SearchPoint]:
@@ -66,17 +74,24 @@ def problem_point(seed: int) -> tuple[dict[str, Tensor], SearchPoint]:
     return alphas, SearchPoint(2, 5, generator, train_loss)
 
 
-def assert_on_the_simplex(op_weights: dict[str, Tensor], alphas: dict[str, Tensor]) -> None:
+def assert_shaped(op_weights: dict[str, Tensor], alphas: dict[str, Tensor]) -> None:
     assert op_weights.keys() == alphas.keys()
     for name, matrix in op_weights.items():
         assert matrix.shape == alphas[name].shape
         assert matrix.dtype == alphas[name].dtype
+        assert bool(matrix.isfinite().all())
+
+
+def assert_on_the_simplex(op_weights: dict[str, Tensor], alphas: dict[str, Tensor]) -> None:
+    assert_shaped(op_weights, alphas)
+    for matrix in op_weights.values():
         assert (matrix >= 0).all()
         torch.testing.assert_close(matrix.sum(-1), torch.ones(len(matrix), dtype=matrix.dtype))
 
 
 def test_there_are_methods() -> None:
-    assert {"darts", "sdarts_rs"} <= set(METHODS)
+    assert {"darts", "sdarts_rs", "sdarts_adv", "ms_darts", "amended_darts"} <= set(METHODS)
+    assert {"first_order", "unrolled", "amended"} <= set(plugins.available("alpha_gradients"))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -118,7 +133,7 @@ def test_perturb_depends_on_the_generator_alone_and_changes_no_argument(
     found = method.perturb(clean, at)
     torch.manual_seed(2)
     again = method.perturb(clean, problem_point(0)[1])
-    assert_on_the_simplex(found, alphas)
+    assert_shaped(found, alphas)
     for name in clean:
         assert torch.equal(clean[name], before[name])
         assert torch.equal(found[name], again[name])
@@ -142,8 +157,9 @@ def test_a_resumed_search_equals_the_uninterrupted_one(settings: dict[str, Any])
 @pytest.mark.parametrize("space", list(SPACES))
 @pytest.mark.parametrize("settings", VARIANTS, ids=label)
 def test_it_searches_every_space_and_log_is_finite(settings: dict[str, Any], space: str) -> None:
-    trial = small_search(settings, space=space, epochs=1, batch_size=24)
-    entry = trial.run_epoch()
+    trial = small_search(settings, space=space, epochs=2, batch_size=24)
+    trial.run()
+    entry = trial.curve[-1]
     assert not trial.diverged
     trial.space.check(trial.genotype)
     assert all(isinstance(v, float) for v in trial.method.log(trial._bilevel.point(0)).values())
@@ -174,7 +190,7 @@ def test_all_methods_see_the_same_split_initialisation_and_batches() -> None:
             assert same, path
 
 
-@pytest.mark.parametrize(("name", "field"), FIELDS, ids="-".join)
+@pytest.mark.parametrize(("name", "field"), FIELDS, ids=str)
 def test_every_setting_changes_the_search(name: str, field: str) -> None:
     tried = 0
     for base, changed in changes(name, field):
@@ -186,11 +202,17 @@ def test_every_setting_changes_the_search(name: str, field: str) -> None:
 
 def changes(name: str, field: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Pairs of valid settings that differ in one field."""
+    hint = typing.get_type_hints(plugins.describe("methods", name).config)[field]
     for base in variants(name):
         value = getattr(plugins.make_config("methods", base)[1], field)
-        if isinstance(value, str):
-            hint = typing.get_type_hints(plugins.describe("methods", name).config)[field]
-            others: tuple[Any, ...] = tuple(v for v in typing.get_args(hint) if v != value)
+        literals = [v for a in (hint, *typing.get_args(hint)) for v in typing.get_args(a)]
+        others: tuple[Any, ...]
+        if isinstance(hint, plugins.Slot):
+            others = hint.choices()
+        elif any(isinstance(v, str) for v in literals):
+            others = tuple(v for v in literals if isinstance(v, str) and v != value)
+        elif value is None:
+            others = (0.05,) if float in typing.get_args(hint) else (2,)
         elif isinstance(value, bool):
             others = (not value,)
         elif isinstance(value, int):
@@ -206,9 +228,15 @@ def changes(name: str, field: str) -> Iterator[tuple[dict[str, Any], dict[str, A
             yield base, changed
 
 
-def outcome(settings: dict[str, Any]) -> list[list[float]]:
-    """Losses after two epochs, and the alphas: what a setting must be able to move."""
-    trial: SearchTrial = small_search(settings, epochs=2, batch_size=24)
+def outcome(settings: dict[str, Any]) -> list[Any]:
+    """Losses after some epochs, the alphas and the result: what a setting must be able to move."""
+    return _outcome(json.dumps(settings))
+
+
+@lru_cache
+def _outcome(settings: str) -> list[Any]:
+    trial = small_search(json.loads(settings), epochs=3, batch_size=24, alpha_lr=0.5)
     trial.run()
     losses = [[entry["train_loss"], entry["val_loss"]] for entry in untimed(trial)]
-    return losses + [alpha.flatten().tolist() for alpha in trial.alphas.values()]
+    alphas = [alpha.flatten().tolist() for alpha in trial.alphas.values()]
+    return [losses, alphas, trial.genotype.hash]

@@ -47,12 +47,14 @@ def make_row(seed: int = 0, *, stage: Stage = "search", epochs: int = 3, **chang
     method = changes.get("method", "darts")
     operation = OPERATIONS[seed % len(OPERATIONS)]
     settings: dict[str, Any] = {
-        "method": {"name": method, "alpha_gradient": changes.pop("alpha_gradient", "first_order")},
+        "method": {"name": method},
         "space": {"name": "nasbench201", "channels": 4, "cells_per_stage": 1},
         "dataset": {"name": "digits", "digest": "0" * 16},
         "selection": {"name": "magnitude"},
         stage: {"epochs": epochs, "weight_lr": 0.025, "batch_size": 64},
     }
+    if gradient := changes.pop("alpha_gradient", None):
+        settings["method"]["alpha_gradient"] = {"name": gradient, "probe_radius": 0.01}
     if stage == "retrain":
         settings["retrain"]["channels"] = 16
     row = Row(

@@ -107,7 +107,7 @@ BAD: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
         ("search.nesterov needs weight_momentum > 0",),
     ),
     "setting_without_effect": (
-        good(method="{name: darts, probe_radius: 0.02}"),
+        good(method="{name: amended_darts, product: exact, probe_radius: 0.02}"),
         ("method.probe_radius has no effect",),
     ),
     # Seeds.
@@ -120,7 +120,7 @@ BAD: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
     "empty_grid": (good(search="{weight_lr: {grid: []}}"), ("weight_lr.grid must be a list of",)),
     "repeated_in_grid": (good(search="{epochs: {grid: [4, 4]}}"), ("epochs.grid has 4 twice",)),
     "repeated_methods": (
-        good(method="{grid: [darts, {name: darts, alpha_gradient: first_order}]}"),
+        good(method="{grid: [sdarts_rs, {name: sdarts_rs, radius_max: 0.3}]}"),
         ("method.grid has", "twice"),
     ),
     "wrong_value_in_grid": (

@@ -168,7 +168,7 @@ def test_plugin_folders_add_to_what_is_listed(nas: Nas, tmp_path: Path) -> None:
     assert os.environ[ENVIRONMENT_VARIABLE] == str(tmp_path / "mine")
 
 
-@pytest.mark.parametrize("kind", ["methods", "spaces", "datasets", "selections"])
+@pytest.mark.parametrize("kind", ["methods", "alpha_gradients", "spaces", "datasets", "selections"])
 def test_list_says_name_summary_and_source(kind: str, nas: Nas) -> None:
     code, out, err = nas("list", kind, "--json")
     assert (code, err) == (0, "")

@@ -162,7 +162,7 @@ def test_the_report_holds_all_of_a_study(study: Study) -> None:
         "RuntimeError: \\<no luck>",
         "scheduler asha at epoch 1",
         "diverged",
-        "alpha_gradient: unrolled",
+        "name: unrolled",
         "2.15.0",
         "nas run tiny.yaml",
         "--name tiny-again",

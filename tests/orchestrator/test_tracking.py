@@ -108,6 +108,7 @@ def test_mlflow_shows_the_study_its_rows_and_what_they_found(root: Path) -> None
     search = shown["darts unrolled · seed 0"]
     assert search["artifacts"] == ["cell.png", "curves.json", "genotype.json"]
     assert search["params"]["alpha_gradient"] == "unrolled"
+    assert search["params"]["alpha_gradient.probe_radius"] == "0.01"
     assert search["tags"]["mlflow.parentRunId"] == "shown"
     assert search["metrics"]["search/val_loss"] == pytest.approx(1.1 / 3)
     # six metrics of three epochs, and time_s, gpu_hours, cpu_hours, peak_memory_bytes

@@ -56,7 +56,6 @@ def test_params_are_flat_short_and_plain() -> None:
         "batch_size": "64",
         "channels": "4",
         "cells_per_stage": "1",
-        "alpha_gradient": "first_order",
         "method.epochs": "3",  # the search has the plain name
         "radius_max": "0.3",
         "dataset.digest": "0" * 16,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spaces.core import plugins
-from spaces.core.errors import PluginSettingsError
+from spaces.core.errors import PluginSettingsError, UnknownPluginError
 from spaces.core.genotype import Genotype
 from tests.trainables.searches import small_search
 from trainables.method import Method, SearchPoint, softmax
@@ -73,8 +73,8 @@ def test_radius_zero_is_darts() -> None:
 @pytest.mark.usefixtures("tiny_plugins")
 def test_orders_differ_and_the_exact_second_order_is_the_limit_of_small_radii() -> None:
     first = run("darts")
-    exact = run({"name": "darts", "alpha_gradient": "unrolled_exact"})
-    near = run({"name": "darts", "alpha_gradient": "unrolled", "probe_radius": 1e-7})
+    exact = run({"name": "darts", "alpha_gradient": {"name": "unrolled", "product": "exact"}})
+    near = run({"name": "darts", "alpha_gradient": {"name": "unrolled", "probe_radius": 1e-7}})
     far = run({"name": "darts", "alpha_gradient": "unrolled"})
     assert largest_difference(first, exact) > 1e-4
     assert largest_difference(exact, near) < 1e-5
@@ -87,6 +87,11 @@ def test_darts_has_no_perturbation_and_logs_nothing(method: Any) -> None:
     trial = small_search(method)
     assert trial.method.perturb is None
     assert trial.method.log(point(0)) == {}
+
+
+def test_an_unknown_part_is_named_with_those_there_are() -> None:
+    with pytest.raises(UnknownPluginError, match="no plug-in 'second'; it has amended, first_o"):
+        plugins.make_config("methods", {"name": "darts", "alpha_gradient": "second"})
 
 
 def test_the_defaults_of_a_method_are_first_order_darts() -> None:
@@ -121,15 +126,18 @@ def test_the_radius_grows_linearly_by_epoch(epoch: int, radius: float) -> None:
             {"name": "sdarts_rs", "radius_start": 0.5},
             r"radius_max must be >= radius_start \(0\.5\)",
         ),
-        ({"name": "darts", "probe_radius": 0.0}, r"probe_radius must be > 0, got 0\.0"),
         (
-            {"name": "darts", "probe_radius": 0.1},
-            "probe_radius has no effect with alpha_gradient f",
+            {"name": "darts", "alpha_gradient": {"name": "unrolled", "probe_radius": 0.0}},
+            r"method.alpha_gradient.probe_radius must be > 0, got 0\.0",
         ),
         (
-            {"name": "darts", "alpha_gradient": "second"},
-            "alpha_gradient must be one of first_order",
+            {
+                "name": "darts",
+                "alpha_gradient": {"name": "unrolled", "product": "exact", "probe_radius": 0.1},
+            },
+            "probe_radius has no effect with product exact",
         ),
+        ({"name": "darts", "alpha_gradient": 2}, "alpha_gradient must be a name or a mapping"),
         ({"name": "sdarts_rs", "radius": 0.1}, "radius is not a setting"),
     ],
 )
@@ -142,7 +150,7 @@ def test_magnitude_selection_is_the_spaces_rule() -> None:
     name, config = plugins.make_config("spaces", "nasbench201")
     space = plugins.load("spaces", name).build(config, name)
     selection = plugins.load("selections", "magnitude")
-    select = selection.build(plugins.make_config("selections", "magnitude")[1])
+    select = selection.build(plugins.make_config("selections", "magnitude")[1]).each_epoch
     op_weights = {"cell": torch.eye(6, 5) + 0.1}
     op_weights["cell"][5, 2] = 3.0
     genotype = select(space, op_weights)

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
-from trainables.method import Method, OpWeights, SearchPoint
-from trainables.simplex import clamp_and_rescale
+from trainables.method import Method, OpWeights, SearchPoint, linear
+from trainables.simplex import clamp_and_rescale, uniform_noise
 
 SOURCE = "Chen, Hsieh: Stabilizing DARTS via Perturbation-based Regularization, ICML 2020, arXiv 2002.05283"  # noqa: E501
 RESULTS_VERSION = 1
+PROVIDES = ("perturb",)
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,6 @@ class Config:
             )
 
 
-def radius_at(at: SearchPoint, config: Config) -> float:
-    """Return start + (max - start) * epoch / epochs, with epochs counted from 0."""
-    return config.radius_start + (config.radius_max - config.radius_start) * at.progress
-
-
 def add_uniform_noise(op_weights: OpWeights, at: SearchPoint, *, config: Config) -> OpWeights:
     """Add noise from U[-radius, radius] to every entry and rescale each row onto the simplex.
 
@@ -60,17 +54,16 @@ def add_uniform_noise(op_weights: OpWeights, at: SearchPoint, *, config: Config)
     Source:
         Chen and Hsieh, ICML 2020, and the authors' code (attacker/perturb.py, `Random_alpha`).
     """
-    radius = radius_at(at, config)
+    radius = linear(config.radius_start, config.radius_max, at)
     perturbed: OpWeights = {}
     for name, matrix in op_weights.items():
-        noise = torch.empty_like(matrix).uniform_(-radius, radius, generator=at.generator)
-        perturbed[name] = clamp_and_rescale(matrix + noise)
+        perturbed[name] = clamp_and_rescale(matrix + uniform_noise(matrix, radius, at.generator))
     return perturbed
 
 
 def log_radius(at: SearchPoint, *, config: Config) -> Mapping[str, float]:
     """Return the radius of this epoch."""
-    return {"radius": radius_at(at, config)}
+    return {"radius": linear(config.radius_start, config.radius_max, at)}
 
 
 def build(config: Config) -> Method:

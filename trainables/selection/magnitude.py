@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from spaces.core.genotype import Genotype
-from spaces.core.space import Space
+from trainables.selecting import Selection
 
 SOURCE = "Liu, Simonyan, Yang: DARTS, ICLR 2019, section 2.4"
+RESULTS_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -18,11 +15,6 @@ class Config:
     """Magnitude selection has no settings."""
 
 
-def select(space: Space, op_weights: Mapping[str, Tensor]) -> Genotype:
-    """Return the genotype of the largest op weights."""
-    return space.discretize(op_weights)
-
-
-def build(_config: Config) -> Callable[[Space, Mapping[str, Tensor]], Genotype]:
+def build(_config: Config) -> Selection:
     """Return the selection rule."""
-    return select
+    return Selection()

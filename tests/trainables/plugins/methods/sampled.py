@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from trainables.alpha_gradients import Alphas, BilevelProblem, mixed_difference, unrolled
+from trainables.implicit import Alphas, AlphaStep, BilevelProblem, by_difference, unrolled
 from trainables.method import Method, OpWeights, SearchPoint
 
 SOURCE = "made here"
@@ -30,9 +30,9 @@ def relax(alphas: Alphas, at: SearchPoint, *, config: Config) -> OpWeights:
     return {name: torch.softmax(matrix, dim=-1) for name, matrix in noisy.items()}
 
 
-def gradient(problem: BilevelProblem, _at: SearchPoint) -> Alphas:
+def gradient(problem: BilevelProblem, _at: SearchPoint) -> AlphaStep:
     """Return the unrolled gradient."""
-    return unrolled(problem, partial(mixed_difference, radius=0.01))
+    return unrolled(problem, partial(by_difference, radius=0.01))
 
 
 def build(config: Config) -> Method:

@@ -15,17 +15,17 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from spaces.core.mixture import Norm
-from trainables.alpha_gradients import (
+from trainables.implicit import (
     Alphas,
     BilevelProblem,
+    by_difference,
     displaced,
+    exactly,
     first_order,
-    mixed_difference,
-    mixed_exact,
     unrolled,
 )
 
-DIFFERENCE = partial(mixed_difference, radius=0.01)
+DIFFERENCE = partial(by_difference, radius=0.01)
 Loss = Callable[[Sequence[Tensor], Alphas], Tensor]
 
 
@@ -110,7 +110,7 @@ def test_gradients_equal_those_of_the_authors_code(golden: list[dict[str, Any]])
             (first_order(problem), case["first_order"]),
             (unrolled(problem, DIFFERENCE), case["unrolled"]),
         ):
-            for gradient, values in zip(found.values(), expected, strict=True):
+            for gradient, values in zip(found.gradients.values(), expected, strict=True):
                 wanted = torch.tensor(values, dtype=torch.float64)
                 torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-12)
 
@@ -120,8 +120,8 @@ def test_momentum_decay_and_rate_are_in_the_virtual_step(
     golden: list[dict[str, Any]], lost: str
 ) -> None:
     case = next(c for c in golden if c["momentum_buffers"][0] is not None)
-    whole = unrolled(golden_problem(case), DIFFERENCE)
-    without = unrolled(golden_problem(case | {lost: 0.0}), DIFFERENCE)
+    whole = unrolled(golden_problem(case), DIFFERENCE).gradients
+    without = unrolled(golden_problem(case | {lost: 0.0}), DIFFERENCE).gradients
     assert max((whole[n] - without[n]).abs().max() for n in whole) > 1e-6
 
 
@@ -145,7 +145,7 @@ def quadratic(
     return problem, weight_lr * (shifted - 1.0)
 
 
-@pytest.mark.parametrize("product", [DIFFERENCE, mixed_exact], ids=["difference", "exact"])
+@pytest.mark.parametrize("product", [DIFFERENCE, exactly], ids=["difference", "exact"])
 @pytest.mark.parametrize("weight_lr", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize(
     ("momentum", "decay", "buffer"), [(0.0, 0.0, None), (0.9, 0.3, None), (0.9, 0.3, -2.0)]
@@ -154,7 +154,7 @@ def test_unrolled_gradient_matches_the_closed_form(
     product: Any, weight_lr: float, momentum: float, decay: float, buffer: float | None
 ) -> None:
     problem, expected = quadratic(weight_lr, momentum, decay, buffer)
-    assert unrolled(problem, product)["cell"].item() == pytest.approx(expected, abs=1e-12)
+    assert unrolled(problem, product).gradients["cell"].item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_mixed_product_is_that_of_the_training_loss() -> None:
@@ -167,29 +167,36 @@ def test_mixed_product_is_that_of_the_training_loss() -> None:
         lambda w, a: (a["cell"] @ matrix @ w[0]).sum() + w[0].square().sum() * 5,
         lambda w, a: (w[0].square().sum()) * 7,
     )
-    for found in (DIFFERENCE(problem, [vector]), mixed_exact(problem, [vector])):
-        torch.testing.assert_close(found["cell"][0], matrix @ vector, rtol=0, atol=1e-10)
+    for product in (DIFFERENCE, exactly):
+        (found,) = product(problem, [vector], [problem.alphas["cell"]])
+        torch.testing.assert_close(found[0], matrix @ vector, rtol=0, atol=1e-10)
+        # The other targets: H v = 10 v.
+        (found,) = product(problem, [vector], problem.weights)
+        torch.testing.assert_close(found, 10.0 * vector, rtol=0, atol=1e-10)
 
 
 def test_a_zero_vector_gives_a_zero_product_and_no_nan() -> None:
     problem, _ = quadratic(0.1, 0.0, 0.0, None)
-    for product in (DIFFERENCE, mixed_exact):
-        found = product(problem, [torch.zeros((), dtype=torch.float64)])
-        assert found["cell"].item() == 0.0
+    for product in (DIFFERENCE, exactly):
+        zero = [torch.zeros((), dtype=torch.float64)]
+        for target in (problem.alphas["cell"], problem.weights[0]):
+            (found,) = product(problem, zero, [target])
+            assert found.item() == 0.0
 
 
 def test_difference_converges_to_the_exact_product(golden: list[dict[str, Any]]) -> None:
     problem = golden_problem(golden[-1])
     vector = [torch.full_like(weight, 0.5) for weight in problem.weights]
-    exact = mixed_exact(problem, vector)
+    for targets in (list(problem.alphas.values()), list(problem.weights)):
+        exact = exactly(problem, vector, targets)
 
-    def error(radius: float) -> float:
-        found = mixed_difference(problem, vector, radius=radius)
-        return max((found[n] - exact[n]).abs().max().item() for n in exact)
+        def error(radius: float, targets: list[Tensor] = targets, exact: Any = exact) -> float:
+            found = by_difference(problem, vector, targets, radius=radius)
+            return max((a - b).abs().max().item() for a, b in zip(found, exact, strict=True))
 
-    # A central difference errs by O(radius^2) on a smooth loss; forward would be O(radius).
-    assert error(1e-2) < 1e-2
-    assert error(1e-3) == pytest.approx(error(1e-2) / 100, rel=0.1)
+        # A central difference errs by O(radius^2) on a smooth loss; forward would be O(radius).
+        assert error(1e-2) < 1e-2
+        assert error(1e-3) == pytest.approx(error(1e-2) / 100, rel=0.1)
 
 
 def test_passes_and_norms_are_those_that_are_documented() -> None:
@@ -259,4 +266,4 @@ def test_losses_see_only_the_weights_they_are_given_a_gradient_for() -> None:
         problem, val_loss=lambda alphas, norm: alphas["cell"].square().sum()
     )
     # L_val without weights: the unrolled gradient is the direct one, 2 a = 4, and v is zero.
-    assert unrolled(replaced, DIFFERENCE)["cell"].item() == pytest.approx(4.0)
+    assert unrolled(replaced, DIFFERENCE).gradients["cell"].item() == pytest.approx(4.0)
