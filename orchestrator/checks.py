@@ -96,11 +96,11 @@ def check_data(experiment: Experiment) -> None:
             )
         settings = experiment.retrain.settings
         left = int(images * (1.0 - settings.val_share))
-        if settings.batch_size > left:
-            problems.append(
-                f"retrain.batch_size must be <= {left}, the training images of {name}, "
-                f"got {settings.batch_size}."
-            )
+        size, key = settings.batch_size, "retrain.batch_size"
+        if experiment.retrain.consistent:
+            size, key = largest, "search.batch_size, which the retraining takes,"
+        if size > left:
+            problems.append(f"{key} must be <= {left}, the training images of {name}, got {size}.")
     if problems:
         raise ConfigError("\n".join(f"{experiment.name}: {problem}" for problem in problems))
 

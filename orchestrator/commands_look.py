@@ -86,7 +86,7 @@ def show(
     built = plugins.load("spaces", name).build(settings, name)
     sizes = {
         "channels": channels or built.evaluation.channels,
-        "cells": cells or built.evaluation.cells,
+        "cells": built.network_cells(found, cells),
         "classes": classes or built.evaluation.classes,
     }
     cost = network_cost(

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator import display, results
-from orchestrator.commands_run import DEFAULT_ROOT, Json, Root, resume_command, short, show_results
+from orchestrator.commands_run import (
+    DEFAULT_ROOT,
+    TRIALS_FAILED,
+    Json,
+    Root,
+    resume_command,
+    short,
+    show_results,
+)
 from orchestrator.errors import StudyError
 from orchestrator.statistics import show_bytes, show_time
 
@@ -36,6 +44,7 @@ def add_to(app: typer.Typer) -> None:
     """Give the commands of this module to `app`."""
     app.command(epilog="Example: nas status quickstart")(status)
     app.command(epilog="Example: nas report quickstart")(report)
+    app.command(epilog="Example: nas select quickstart --rule operation_strength")(select)
     app.command(epilog="Example: nas clean quickstart --dry-run")(clean)
     app.command(epilog="Example: nas sync quickstart --rebuild")(sync)
     app.command(epilog="Example: nas ui --port 5001")(ui)
@@ -160,6 +169,64 @@ def report(study: StudyName, root: Root = DEFAULT_ROOT, as_json: Json = False) -
         return
     show_results(written.results)
     display.say(f"report  {short(written.html)}")
+
+
+def select(
+    study: StudyName,
+    rule: Annotated[
+        str, typer.Option("--rule", help="A selection rule; `nas list selections` has them.")
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Setting of the rule, as variant=signed."),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    root: Root = DEFAULT_ROOT,
+    as_json: Json = False,
+) -> None:
+    """Let another rule choose genotypes from a study's stored supernets; nothing is searched."""
+    from orchestrator import selecting
+    from orchestrator.config import read_overrides
+    from orchestrator.report import write_report
+    from orchestrator.study import Study
+
+    opened = Study.open(study, root)
+    planned = selecting.plan(opened, {"name": rule, **read_overrides(settings or ())})
+    total = len(planned.todo)
+    failed = selecting.select(
+        opened,
+        planned,
+        device=device,
+        told=lambda count, row: display.note(
+            f"{planned.label} {count}/{total}: {results.row_label(row)}, seed {row.seed}"
+        ),
+    )
+    for row, reason in failed:
+        display.note(f"{results.row_label(row)}, seed {row.seed}: {reason}")
+    if planned.missing:
+        display.note(f"{planned.missing} searches have no final.pt and were left out.")
+    _send(opened)
+    written = write_report(opened)
+    if as_json:
+        document = results.document(written.results)
+        counts = {"selected": total - len(failed), "failed": len(failed), "before": planned.done}
+        display.say_json({"study": opened.name, "rule": planned.name, **counts, **document})
+    else:
+        show_results(written.results)
+        display.say(f"train   nas retrain {opened.name}   (the best genotype of each line)")
+    if failed:
+        raise typer.Exit(TRIALS_FAILED)
+
+
+def _send(study: Study) -> None:
+    """Send what is new to MLflow; a store that is down gets it later, from the outbox."""
+    from orchestrator import tracking
+
+    uri = tracking.tracking_uri(study.experiment, study.root)
+    try:
+        tracking.drain(study, uri)
+    except tracking.StoreDownError as error:
+        display.note(f"MLflow does not answer ({error}); send it later: nas sync {study.name}")
 
 
 def clean(

@@ -28,6 +28,7 @@ __all__ = [
     "json_schema",
     "load_experiment",
     "load_resolved",
+    "read_overrides",
 ]
 
 _MAX_BYTES = 1_000_000
@@ -205,6 +206,21 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     text = f"{problem} {context}" if context else problem
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     return f"{where}{text.strip().rstrip('.')}."
+
+
+def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the mapping that "KEY=VALUE" words make, values read as YAML.
+
+    Raises:
+        ConfigError: A word that is not of that form.
+    """
+    document: dict[str, Any] = {}
+    problems = Problems()
+    for override in overrides:
+        _override(document, override, problems)
+    if problems:
+        raise ConfigError("\n".join(message for _, message in problems.found))
+    return document
 
 
 def _override(document: dict[str, Any], override: str, problems: Problems) -> None:

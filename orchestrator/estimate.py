@@ -206,7 +206,7 @@ def _measure_retraining(experiment: Experiment, units: Sequence[Unit]) -> tuple[
         genotype=_search_trial(experiment, unit).genotype,
         space=unit.settings["space"],
         dataset=unit.settings["dataset"],
-        retrain=retrain.settings,
+        retrain=planning.retrain_settings(retrain, unit.settings["space"], unit.settings["search"]),
         device="cuda" if experiment.tune.per_trial.gpus > 0 else "cpu",
     )
     groups = {planning.method_group(experiment, unit.settings["method"])}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.errors import ConfigError
-from trainables.settings import RetrainSettings
+from trainables.settings import RetrainSettings, own_of_consistent
 
 METRICS = ("val_accuracy", "val_loss")
 Metric = Literal["val_accuracy", "val_loss"]
@@ -130,12 +130,23 @@ class Retrain(Record):
         top_k: How many of the best distinct genotypes, by validation accuracy.
         per: "method": the best of each method's; "study": the best of all.
         seeds: Seeds of the retrainings of each genotype.
+        consistent: Whether a genotype is trained as it was searched: in the size of the supernet,
+            with the search's optimizer, regularisation and augmentation. `settings` then counts in
+            its epochs and val_share alone.
     """
 
     settings: RetrainSettings = RetrainSettings()
     top_k: int = 1
     per: Literal["method", "study"] = "method"
     seeds: tuple[int, ...] = (0,)
+    consistent: bool = False
+
+    def given(self) -> dict[str, Any]:
+        """Return the settings that the experiment itself decides."""
+        settings = dataclasses.asdict(self.settings)
+        if self.consistent:
+            settings = {key: settings[key] for key in own_of_consistent()}
+        return settings
 
 
 class Experiment(Record):
@@ -210,7 +221,7 @@ class Experiment(Record):
             document["tune"]["scheduler"] = "none"
         retrain = None
         if self.retrain is not None:
-            retrain = dataclasses.asdict(self.retrain.settings)
+            retrain = self.retrain.given()
             retrain |= self.retrain.model_dump(mode="json", exclude={"settings"})
         ordered = {key: document.get(key) for key in type(self).model_fields}
         return ordered | {"retrain": retrain}

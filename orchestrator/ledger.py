@@ -17,8 +17,8 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -59,6 +59,8 @@ class Row:
         resumed_elsewhere: Whether a part ran under another fingerprint.
         started, ended: Unix time in seconds; `ended` is None while it runs.
         final: Path of `final.pt` relative to the study folder, or None.
+        selections: What rules found later in the stored supernet, by name of the rule: its
+            settings, label, genotype, genotype_hash, scores and time_s.
         format: Format of the file.
     """
 
@@ -88,6 +90,7 @@ class Row:
     started: float = 0.0
     ended: float | None = None
     final: str | None = None
+    selections: dict[str, Any] = field(default_factory=dict)
     format: int = ROW_FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -146,7 +149,8 @@ class Row:
         kinds: dict[str, type | tuple[type, ...]] = {
             "key": str, "config_id": str, "method": str, "space": str, "dataset": str,
             "label": str, "block": int, "seed": int, "epochs_done": int, "epochs_total": int,
-            "settings": dict, "params": dict, "cost": dict, "environment": dict, "curve": list,
+            "settings": dict, "params": dict, "selections": dict, "cost": dict,
+            "environment": dict, "curve": list,
             "genotype": (dict, type(None)), "stop": (dict, type(None)), "format": int,
             "started": (int, float), "ended": (int, float, type(None)),
             "genotype_hash": (str, type(None)), "genotype_epoch": (int, type(None)),
@@ -172,6 +176,28 @@ class Row:
             if isinstance(number, int | float) and math.isfinite(number):
                 return float(number)
         return None
+
+
+def with_selections(rows: Iterable[Row]) -> list[Row]:
+    """Return rows, each followed by one more for each genotype that a rule found in it later.
+
+    Such a row is that of the search with the rule's genotype, and a label and a configuration of
+    its own. It is in no ledger.
+    """
+    found = []
+    for row in rows:
+        found.append(row)
+        for name, result in row.selections.items():
+            other = replace(row, config_id=f"{row.config_id}-{name}", selections={})
+            found.append(
+                replace(
+                    other,
+                    label=f"{row.label or row.method} select={result['label']}",
+                    genotype=result["genotype"],
+                    genotype_hash=result["genotype_hash"],
+                )
+            )
+    return found
 
 
 def row_key(stage: Stage, identity: Mapping[str, Any]) -> str:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import factors
 from orchestrator.dimensions import without_words
-from orchestrator.experiment import Experiment, sweep_word
+from orchestrator.experiment import Experiment, Retrain, sweep_word
 from orchestrator.labels import plugin_labels
-from orchestrator.ledger import Row, row_key
+from orchestrator.ledger import Row, row_key, with_selections
 from orchestrator.sweep_words import candidates, canonical
 from orchestrator.units import Unit
 from spaces.core import plugins
+from trainables.settings import RetrainSettings, SearchSettings, consistent_with
 
 if TYPE_CHECKING:
     from orchestrator.factors import Configuration
@@ -188,11 +189,24 @@ def retrain_units(
                 row.genotype,
                 row.genotype_hash,
                 space=row.settings["space"],
+                search=row.settings["search"],
                 label=" + ".join(dict.fromkeys(names)),
                 method=row.method,
                 identity=identity,
             )
     return units
+
+
+def retrain_settings(
+    retrain: Retrain, space: Mapping[str, Any], search: Mapping[str, Any]
+) -> RetrainSettings:
+    """Return how a genotype of a search is trained."""
+    if not retrain.consistent:
+        return retrain.settings
+    name, config = plugins.make_config("spaces", space)
+    channels, cells = plugins.load("spaces", name).build(config, name).search_size()
+    searched = plugins.typed_config(SearchSettings, search, where="search", owner="search")
+    return consistent_with(searched, retrain.settings, channels=channels, cells=cells)
 
 
 def genotype_units(
@@ -201,14 +215,23 @@ def genotype_units(
     genotype_hash: str,
     *,
     space: Mapping[str, Any],
+    search: Mapping[str, Any],
     label: str,
     method: str,
     identity: Identity,
 ) -> list[Unit]:
-    """Return the retrainings of one genotype, one per seed of `retrain.seeds`."""
+    """Return the retrainings of one genotype, one per seed of `retrain.seeds`.
+
+    Args:
+        experiment: How to train, and with which seeds.
+        genotype, genotype_hash: What to train.
+        space, search: Settings of the search that it is of, or that it is to be trained like.
+        label, method: How tables name it.
+        identity: What else enters the keys.
+    """
     if experiment.retrain is None:
         return []
-    settings = dataclasses.asdict(experiment.retrain.settings)
+    settings = dataclasses.asdict(retrain_settings(experiment.retrain, space, search))
     trained = {"genotype": dict(genotype), "space": dict(space), "dataset": experiment.dataset}
     units = []
     for seed in experiment.retrain.seeds:
@@ -258,9 +281,14 @@ def _grouped(experiment: Experiment, rows: Sequence[Row]) -> dict[str, list[Row]
     grouped: dict[str, list[Row]] = {}
     per_study = experiment.retrain is not None and experiment.retrain.per == "study"
     for row in rows:
-        if row.stage == "search" and row.status == "finished" and row.genotype is not None:
-            name = "study" if per_study else method_group(experiment, row.settings["method"])
-            grouped.setdefault(name, []).append(row)
+        if row.stage != "search" or row.status != "finished" or row.genotype is None:
+            continue
+        group = "study" if per_study else method_group(experiment, row.settings["method"])
+        own, *selected = with_selections([row])
+        grouped.setdefault(group, []).append(own)
+        for other, result in zip(selected, row.selections.values(), strict=True):
+            name = group if per_study else f"{group} select={result['label']}"
+            grouped.setdefault(name, []).append(other)
     return grouped
 
 

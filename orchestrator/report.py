@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 from collections import Counter
@@ -65,7 +64,7 @@ def write_report(study: Study) -> Report:
     """Write the report of what a study's folder holds now, finished or not."""
     rows = study.rows()
     retrain = study.experiment.retrain
-    results = tabulate(rows, dataclasses.asdict(retrain.settings) if retrain else None)
+    results = tabulate(rows, retrain.given() if retrain else None)
     folder = study.report
     folder.mkdir(parents=True, exist_ok=True)
     blocks: list[Block] = [
@@ -114,7 +113,9 @@ def _curve(row: Row) -> list[float]:
 
 def _curve_blocks(rows: Sequence[Row], results: Sequence[Result], folder: Path) -> list[Block]:
     groups = by_label([row for row in rows if row.stage == "search" and _curve(row)])
-    shown = [result.label for result in results if result.accuracy.n][: plots.MOST_LABELS]
+    # What a rule chose from later has the curves of its search.
+    searched = [r.label for r in results if r.accuracy.n and r.label in groups]
+    shown = searched[: plots.MOST_LABELS]
     series = {
         label: [_curve(row) for row in groups[label] if row.status == "finished"] for label in shown
     }
@@ -126,7 +127,7 @@ def _curve_blocks(rows: Sequence[Row], results: Sequence[Result], folder: Path) 
     text = "Validation accuracy: mean over seeds, 95 % interval shaded, for 3 seeds or more"
     if others:
         text += "; grey: rows that did not finish"
-    if len([result for result in results if result.accuracy.n]) > len(shown):
+    if len(searched) > len(shown):
         text += f"; the first {len(shown)} lines of the table"
     return [Heading("Curves"), Picture(path, text + ".")]
 

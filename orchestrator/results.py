@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.ledger import with_selections
 from orchestrator.statistics import METHOD, MIN_SEEDS, Summary, show_share, show_time, summarize
 
 if TYPE_CHECKING:
@@ -122,9 +123,11 @@ def tabulate(
     experiment's order: one seed is not enough to rank by.
     """
     if retrain_settings is not None:
-        given = dict(retrain_settings)
-        rows = [r for r in rows if r.stage == "search" or r.settings.get("retrain") == given]
-    searches = [row for row in rows if row.stage == "search"]
+        given = retrain_settings.items()
+        rows = [
+            r for r in rows if r.stage == "search" or given <= r.settings.get("retrain", {}).items()
+        ]
+    searches = with_selections([row for row in rows if row.stage == "search"])
     retrains = [row for row in rows if row.stage == "retrain" and row.status == "finished"]
     results = [
         _result(label, group, retrains) for label, group in by_label(searches).items()
@@ -132,6 +135,10 @@ def tabulate(
     if all(max(result.accuracy.n, result.test.n) > 1 for result in results):
         results.sort(key=lambda result: -(result.accuracy.mean or result.test.mean or 0.0))
     return results
+
+
+def _retrain_items(row: Row) -> Any:
+    return row.settings.get("retrain", {}).items()
 
 
 def _result(label: str, group: Sequence[Row], retrains: Sequence[Row]) -> Result:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import factors, planning, sweep, tracking
 from orchestrator.errors import StudyError
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import Experiment, has_sweep
 from orchestrator.ledger import Row
 from orchestrator.monitor import Monitor
 from orchestrator.outbox import Outbox, study_end_record, study_record
@@ -84,6 +84,11 @@ def retrain_genotype(
     """
     if experiment.retrain is None:
         raise StudyError(f"{experiment.name} has no `retrain` settings: say how to train.")
+    if experiment.retrain.consistent and has_sweep(experiment.search):
+        raise StudyError(
+            f"{experiment.name} trains as it searches (retrain.consistent), and its search is "
+            "swept: fix it with --set, or set retrain.consistent=false."
+        )
     with contextlib.suppress(StudyError):
         planning.snapshot_plugins(Study.create(root, experiment, command).plugins)
     study = Study.open(experiment.name, root)
@@ -253,6 +258,7 @@ class _Driver:
                 self.genotype.to_json(),
                 self.genotype.hash,
                 space=self.experiment.settings("space"),
+                search=self.experiment.search,
                 label=self.genotype.hash,
                 method="given",
                 identity=self.identity,

@@ -163,6 +163,8 @@ def _facts(row: Row) -> list[str]:
     facts.append(("Parameters", f"{parameters:,.0f}" if parameters is not None else "–"))
     facts.append(("Multiply-adds", f"{macs / 1e6:,.2f} M" if macs is not None else "–"))
     facts.append(("Genotype", f"`{row.genotype_hash}`" if row.genotype_hash else "–"))
+    for result in row.selections.values():
+        facts.append((f"Genotype by {result['label']}", f"`{result['genotype_hash']}`"))
     time_s = row.cost.get("time_s")
     facts.append(("Time", f"{time_s:.1f} s" if isinstance(time_s, int | float) else "–"))
     return ["| | |", "|---|---|", *(f"| {t} | {v} |" for t, v in facts if v != "–")]

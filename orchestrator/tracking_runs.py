@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from orchestrator.ledger import Row
 from orchestrator.tracking_notes import Outcome
@@ -133,11 +133,20 @@ def write_artifacts(folder: Path, row: Row) -> None:
     (folder / "curves.json").write_text(json.dumps(curves))
     if row.genotype is None:
         return
-    (folder / "genotype.json").write_text(json.dumps(row.genotype, indent=1))
+    _write_genotype(folder, row.genotype, row.key)
+    for name, result in row.selections.items():
+        own = folder / "selections" / name
+        own.mkdir(parents=True)
+        _write_genotype(own, result["genotype"], row.key)
+        (own / "scores.json").write_text(json.dumps(result))
+
+
+def _write_genotype(folder: Path, form: Mapping[str, Any], key: str) -> None:
+    (folder / "genotype.json").write_text(json.dumps(form, indent=1))
     try:
-        genotype = Genotype.from_json(row.genotype)
+        genotype = Genotype.from_json(form)
     except SpaceError as error:
-        _log.warning("row %s: %s", row.key, error)
+        _log.warning("row %s: %s", key, error)
         return
     (folder / "cell.png").write_bytes(_drawing(genotype))
 

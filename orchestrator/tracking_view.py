@@ -164,6 +164,8 @@ def _tags(row: Row, study_id: str, parent: str) -> dict[str, str]:
     git = row.environment.get("git")
     if row.genotype_hash:
         tags["genotype_hash"] = row.genotype_hash
+    for name, result in row.selections.items():
+        tags[f"genotype_hash.{name}"] = str(result["genotype_hash"])
     if row.resumed_elsewhere:
         tags["resumed_elsewhere"] = "true"
     if isinstance(git, str):

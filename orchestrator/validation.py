@@ -21,10 +21,10 @@ from orchestrator.experiment import (
 from orchestrator.problems import Problems
 from orchestrator.sections import check_lowest, check_mapping, check_record
 from orchestrator.settings_tree import check_construction, check_fields, check_plugin, specs_of
-from orchestrator.sweep_words import checked
+from orchestrator.sweep_words import candidates, checked
 from orchestrator.tune_section import check_tune
 from spaces.core.errors import PluginSettingsError, near_miss
-from trainables.settings import RetrainSettings, SearchSettings, field_names
+from trainables.settings import RetrainSettings, SearchSettings, field_names, own_of_consistent
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})")
@@ -75,7 +75,7 @@ def check_experiment(
             "selections", given.get("selection", "magnitude"), "selection", problems
         ),
         "search": search,
-        "retrain": _retrain(given.get("retrain"), problems),
+        "retrain": _retrain(given.get("retrain"), search, problems),
         "tune": check_tune(given.get("tune"), problems, swept=swept),
         "ray": _ray(given.get("ray"), problems),
         "mlflow": _mlflow(given.get("mlflow"), problems),
@@ -196,7 +196,7 @@ def _dataset(
     return absolute_paths(dataset, folders, problems)
 
 
-def _retrain(value: Any, problems: Problems) -> Retrain | None:
+def _retrain(value: Any, search: Mapping[str, Any], problems: Problems) -> Retrain | None:
     if value is None or value == "none":
         return None
     given = check_mapping(value, "retrain", problems)
@@ -208,6 +208,9 @@ def _retrain(value: Any, problems: Problems) -> Retrain | None:
     # Seeds have messages of their own.
     seeds = check_seeds(given.get("seeds", [0]), "retrain.seeds", problems)
     rest = {key: item for key, item in given.items() if key != "seeds"}
+    if given.get("consistent") is True:
+        _check_consistent(rest, search, problems)
+        rest.setdefault("epochs", min(candidates(search["epochs"])))
     tree = check_fields(settings_specs | plan_specs, rest, "retrain", "retrain", problems)
     settings = {key: tree[key] for key in settings_specs}
     if len(problems.found) == before:
@@ -216,8 +219,29 @@ def _retrain(value: Any, problems: Problems) -> Retrain | None:
     if len(problems.found) > before:
         return None
     return Retrain(
-        settings=RetrainSettings(**settings), top_k=tree["top_k"], per=tree["per"], seeds=seeds
+        settings=RetrainSettings(**settings),
+        top_k=tree["top_k"],
+        per=tree["per"],
+        seeds=seeds,
+        consistent=tree["consistent"],
     )
+
+
+def _check_consistent(
+    given: Mapping[str, Any], search: Mapping[str, Any], problems: Problems
+) -> None:
+    for key in given:
+        if key in field_names(RetrainSettings) and key not in own_of_consistent():
+            problems.add(
+                f"retrain.{key}",
+                f"retrain.{key} cannot be given with retrain.consistent, which takes it from the "
+                "search. Leave out one of them.",
+            )
+    if "epochs" not in given and len(candidates(search["epochs"])) > 1:
+        problems.add(
+            "retrain.epochs",
+            "retrain.epochs must be given with retrain.consistent where search.epochs is swept.",
+        )
 
 
 def _ray(value: Any, problems: Problems) -> RaySettings:

@@ -292,6 +292,13 @@ class Bilevel:
                 digest = int(stored.long().sum())
                 generator.manual_seed(purpose_seed(self.seed, f"{purpose} after {digest}"))
 
+    def load_final(self, supernet: Mapping[str, Tensor], alphas: Mapping[str, Tensor]) -> None:
+        """Take weights, statistics and alphas; optimizers and generators stay as they are."""
+        self.supernet.load_state_dict(dict(supernet))
+        with torch.no_grad():
+            for name, alpha in self.alphas.items():
+                alpha.copy_(alphas[name])
+
     def _seen_by_weights(self, at: SearchPoint, batch: Batch) -> tuple[OpWeights, Tensor | None]:
         clean = self.relaxed(at)
         if self.method.perturb is None:

@@ -94,13 +94,13 @@ def skip_share(space: Space, genotype: Genotype) -> float:
 
 
 def collapsed(space: Space, genotype: Genotype) -> bool:
-    """Return whether the normal cell has degenerated.
+    """Return whether the normal cells have degenerated.
 
-    It has if more than half of its kept edges are skip connections, or if none has weights to
-    train. The normal cell is the first of the space's cell types; reduction cells without weights
-    are common in good genotypes and say nothing.
+    They have if more than half of their kept edges are skip connections, or if none has weights to
+    train. Which cells count is for `Space.normal_cells` to say; where there are several, they are
+    judged together, so that one cell of skips among others that learn is no collapse.
     """
-    edges = genotype.cell(space.cell_types[0]).edges
+    edges = [edge for cell in space.normal_cells(genotype) for edge in cell.edges]
     skips = sum(edge.operation == space.skip_operation for edge in edges)
     trainable = any(edge.operation not in space.parameter_free for edge in edges)
     return 2 * skips > len(edges) or not trainable

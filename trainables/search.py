@@ -250,6 +250,13 @@ class SearchTrial:
             self._bilevel.load_state_dict(before[0])
             self._data.load_state_dict(before[1])
 
+    def load_final(self, state: Mapping[str, Any]) -> None:
+        """Take weights, statistics and alphas from a `final_state`; see `trainables.stored`."""
+        self._bilevel.load_final(state["weights"] | state["buffers"], state["alphas"])
+        self.epoch = int(state["epoch"])
+        self.op_weights = cloned(self._bilevel.relaxed(self._bilevel.point(max(0, self.epoch - 1))))
+        self.genotype = Genotype.from_json(json.loads(state["genotype"]))
+
     def _chosen_epoch(self) -> int:
         """Return the epoch, counted from 1, whose genotype is the result; 0 before the first."""
         whole = self._selection.at_end is not None and self.epoch == self.settings.epochs
@@ -361,6 +368,7 @@ class SearchTrial:
             "alphas": cloned(self.alphas),
             "op_weights": cloned(self.op_weights),
             "scores": cloned(self.scores),
+            "epoch": self.epoch,
             "genotype": json.dumps(self.genotype.to_json()),
             "settings": json.dumps(self.description),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 Augment = Literal["auto", "none", "crop_flip"]
@@ -168,6 +168,55 @@ class RetrainSettings:
         )
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs momentum > 0, got 0.")
+
+
+_SHARED = {
+    "batch_size": "batch_size",
+    "lr": "weight_lr",
+    "lr_min": "weight_lr_min",
+    "momentum": "weight_momentum",
+    "weight_decay": "weight_decay",
+    "nesterov": "nesterov",
+    "gradient_clip": "gradient_clip",
+    "augment": "augment",
+    "cutout": "cutout",
+    "precision": "precision",
+    "threads": "threads",
+}
+"""Fields of a retraining that a consistent one takes from the search, by their names there."""
+
+
+def consistent_with(
+    search: SearchSettings, own: RetrainSettings, *, channels: int, cells: int
+) -> RetrainSettings:
+    """Return retraining settings that share size, optimizer and regularisation with the search.
+
+    What the search does not have, the retraining has not: no auxiliary head, drop-path or label
+    smoothing.
+
+    Args:
+        search: Settings of the search.
+        own: Its epochs and val_share are kept.
+        channels, cells: Size of the supernet, as `Space.search_size` gives it.
+
+    Source:
+        Bi et al., Stabilizing DARTS with Amended Gradient Estimation, arXiv 1910.11831, on the
+        consistency of search and re-training; which settings it lists is our reading.
+    """
+    return replace(
+        own,
+        channels=channels,
+        cells=cells,
+        auxiliary_weight=0.0,
+        drop_path=0.0,
+        label_smoothing=0.0,
+        **{name: getattr(search, there) for name, there in _SHARED.items()},
+    )
+
+
+def own_of_consistent() -> tuple[str, ...]:
+    """Return the retraining settings that can be given where the rest is the search's."""
+    return ("epochs", "val_share")
 
 
 def field_names(settings: type[Any]) -> tuple[str, ...]:
