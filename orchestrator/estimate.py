@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -53,9 +54,9 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         for unit in units
         for seed, key in unit.rows.items()
     ]
-    seconds, sizes = _measure(experiment, units)
+    seconds, sizes, probes = _measure(experiment, units)
     search_s = sum(
-        seconds[unit.label] * unit.epochs
+        seconds[unit.label] * unit.epochs + probes[unit.label] * _rounds(experiment, unit.epochs)
         for unit in units
         for key in unit.rows.values()
         if study is None or not _has(study, key)
@@ -79,7 +80,7 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         # A running trial has weights, momentum and a copy of both on disk.
         disk_bytes=_FIXED_BYTES + kept * largest + 3 * busy * largest + 2 * rows_bytes,
         retrain=retrain,
-        notes=_notes(experiment),
+        notes=[*_notes(experiment), *_probe_notes(experiment, probes)],
         schedules={unit.label: text for unit in units if (text := _schedule(unit))},
     )
 
@@ -125,20 +126,32 @@ def _has(study: Study, key: str) -> bool:
 
 def _measure(
     experiment: Experiment, units: Sequence[Unit]
-) -> tuple[dict[str, float], dict[str, int]]:
-    """Return seconds of an epoch and bytes of a final state, by label; measures each kind once."""
+) -> tuple[dict[str, float], dict[str, int], dict[str, float]]:
+    """Measure each kind once.
+
+    Returns:
+        By label: seconds of an epoch, bytes of a final state, seconds of a round of diagnostics.
+    """
     seconds: dict[str, float] = {}
     sizes: dict[str, int] = {}
-    measured: dict[str, tuple[float, int]] = {}
+    probes: dict[str, float] = {}
+    measured: dict[str, tuple[float, int, float]] = {}
     for unit in units:
         kind = _kind(unit.settings)
         if kind not in measured:
             trial = _search_trial(experiment, unit)
             step = trial.time_steps(2)
             epoch_s = step * trial.steps_per_epoch * (1 + _EVALUATION_SHARE)
-            measured[kind] = (epoch_s, sum(_sizes(trial.final_state())))
-        seconds[unit.label], sizes[unit.label] = measured[kind]
-    return seconds, sizes
+            size = sum(_sizes(trial.final_state()))
+            measured[kind] = (epoch_s, size, trial.time_diagnostics())
+        seconds[unit.label], sizes[unit.label], probes[unit.label] = measured[kind]
+    return seconds, sizes, probes
+
+
+def _rounds(experiment: Experiment, epochs: int) -> float:
+    """Return about how many rounds of the diagnostics a search has."""
+    every = [int(settings["every"]) for settings in experiment.diagnostics.values()]
+    return math.ceil(epochs / min(every)) if every else 0
 
 
 def _kind(settings: Mapping[str, Any]) -> str:
@@ -189,6 +202,7 @@ def _search_trial(experiment: Experiment, unit: Unit) -> SearchTrial:
         dataset=settings["dataset"],
         method=settings["method"],
         selection=settings["selection"],
+        diagnostics=settings.get("diagnostics"),
         search=dict(settings["search"]),
         device="cuda" if experiment.tune.per_trial.gpus > 0 else "cpu",
     )
@@ -224,6 +238,15 @@ def _sizes(state: Any) -> Iterator[int]:
     elif isinstance(state, Mapping):
         for value in state.values():
             yield from _sizes(value)
+
+
+def _probe_notes(experiment: Experiment, probes: Mapping[str, float]) -> list[str]:
+    names = " and ".join(experiment.diagnostics)
+    return [
+        f"diagnostics of {label}: {seconds:.2g} s a round of {names}"
+        for label, seconds in probes.items()
+        if names
+    ]
 
 
 def _notes(experiment: Experiment) -> list[str]:

@@ -160,6 +160,7 @@ class Experiment(Record):
         space, dataset, method, selection: Plug-in and all its settings: {"name": ..., ...}.
         seeds: Every configuration runs once with each.
         search: Every field of `SearchSettings`.
+        diagnostics: Every field of each of `DIAGNOSTICS` that is on: costly, changing no result.
         retrain: Retraining of the best genotypes, or None.
         tune, ray, mlflow: See their records.
         keep: Searches whose final state is kept: "all", "none" or "best_K".
@@ -173,6 +174,7 @@ class Experiment(Record):
     method: dict[str, Any]
     selection: dict[str, Any]
     search: dict[str, Any]
+    diagnostics: dict[str, dict[str, Any]] = {}
     retrain: Retrain | None = None
     tune: Tune = Tune()
     ray: RaySettings = RaySettings()

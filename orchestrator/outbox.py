@@ -29,6 +29,8 @@ EPOCH_METRICS: dict[Stage, tuple[str, ...]] = {
         "train_loss",
         "skip_share",
         "alpha_entropy",
+        "hessian_eigenvalue",
+        "discretization_gap",
     ),
     "retrain": (
         "test_accuracy",

@@ -117,7 +117,8 @@ def search_units(
             units.append(
                 Unit(
                     stage="search",
-                    settings=configuration.settings,
+                    # They change no result, so that they are no part of a key.
+                    settings={**configuration.settings, "diagnostics": experiment.diagnostics},
                     rows=keys,
                     config_id=configuration.config_id,
                     block=configuration.block,

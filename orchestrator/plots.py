@@ -20,14 +20,18 @@ def curves(
     *,
     ylabel: str,
     stopped: Sequence[Sequence[float]] = (),
+    epochs: Sequence[int] | None = None,
+    percent: bool = True,
 ) -> None:
     """Draw the mean over seeds with its interval, one colour per label, against the epoch.
 
     Args:
-        series: For each label one curve per finished seed: shares, from epoch 1 on.
+        series: For each label one curve per finished seed.
         path: PNG to write.
         ylabel: What the values are.
         stopped: Curves of rows that did not finish; thin and grey.
+        epochs: Of the values of every curve; None is from epoch 1 on.
+        percent: Whether the values are shares, drawn as percent and within 0 to 100.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -36,52 +40,64 @@ def curves(
     figure = Figure(figsize=(8.0, 4.6), dpi=144, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    scale = 100.0 if percent else 1.0
     for curve in stopped:
-        axes.plot(_epochs(curve), _percent(curve), color="#aaaaaa", linewidth=0.8, zorder=1)
+        values = [scale * value for value in curve]
+        axes.plot(_epochs(curve, epochs), values, color="#aaaaaa", linewidth=0.8, zorder=1)
     for (label, seeds), colour in zip(series.items(), COLOURS, strict=False):
-        _draw_label(axes, f"{label}  (n = {len(seeds)})", seeds, colour)
+        scaled = [[scale * value for value in curve] for curve in seeds]
+        bounds = (0.0, 100.0) if percent else None
+        _draw_label(axes, f"{label}  (n = {len(seeds)})", scaled, colour, epochs, bounds)
     axes.set_xlabel("epoch")
     axes.set_ylabel(ylabel)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if series:
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False, loc="lower right" if percent else "best")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
 
 
 def mean_and_band(
-    seeds: Sequence[Sequence[float]],
+    seeds: Sequence[Sequence[float]], bounds: tuple[float, float] | None
 ) -> tuple[list[float], list[float] | None, list[float] | None]:
-    """Return mean, low and high over seeds of every epoch that all of them reached, in percent.
+    """Return mean, low and high over seeds of every epoch that all of them reached.
+
+    Args:
+        seeds: One curve each.
+        bounds: Ends that the interval is cut at; None cuts nothing.
 
     Returns:
         The mean, and the ends of its interval, or None for fewer than `MIN_SEEDS` seeds.
     """
-    summaries = [summarize(values) for values in zip(*seeds, strict=False)]
-    means = [100 * summary.mean for summary in summaries if summary.mean is not None]
+    summaries = [summarize(values, bounds=bounds) for values in zip(*seeds, strict=False)]
+    means = [summary.mean for summary in summaries if summary.mean is not None]
     if len(seeds) < MIN_SEEDS:
         return means, None, None
-    low = [100 * summary.low for summary in summaries if summary.low is not None]
-    high = [100 * summary.high for summary in summaries if summary.high is not None]
+    low = [summary.low for summary in summaries if summary.low is not None]
+    high = [summary.high for summary in summaries if summary.high is not None]
     return means, low, high
 
 
-def _draw_label(axes: Any, label: str, seeds: Sequence[Sequence[float]], colour: str) -> None:
+def _draw_label(
+    axes: Any,
+    label: str,
+    seeds: Sequence[Sequence[float]],
+    colour: str,
+    epochs: Sequence[int] | None,
+    bounds: tuple[float, float] | None,
+) -> None:
     for curve in seeds:
-        axes.plot(_epochs(curve), _percent(curve), color=colour, linewidth=0.6, alpha=0.45)
-    means, low, high = mean_and_band(seeds)
+        axes.plot(_epochs(curve, epochs), curve, color=colour, linewidth=0.6, alpha=0.45)
+    means, low, high = mean_and_band(seeds, bounds)
     # A marker at one epoch, where a line would have no length.
     marker = "o" if len(means) == 1 else None
-    axes.plot(_epochs(means), means, color=colour, linewidth=2, label=label, marker=marker)
+    at = _epochs(means, epochs)
+    axes.plot(at, means, color=colour, linewidth=2, label=label, marker=marker)
     if low is not None and high is not None:
-        axes.fill_between(_epochs(means), low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _epochs(curve: Sequence[float]) -> range:
-    return range(1, len(curve) + 1)
-
-
-def _percent(curve: Sequence[float]) -> list[float]:
-    return [100 * value for value in curve]
+def _epochs(curve: Sequence[float], epochs: Sequence[int] | None) -> Sequence[int]:
+    return range(1, len(curve) + 1) if epochs is None else epochs[: len(curve)]

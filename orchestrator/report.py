@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import plots
+from orchestrator import diagnosis, plots
 from orchestrator.document import (
     Block,
     Code,
@@ -74,6 +74,7 @@ def write_report(study: Study) -> Report:
         Grid(COLUMNS, [result.cells() for result in results], NUMERIC),
         Paragraph(" ".join(caption(results))),
         *_curve_blocks(rows, results, folder),
+        *_diagnosis_blocks(rows, folder),
         *_genotype_blocks(results, folder),
         *_retrain_blocks(rows),
         *_unfinished_blocks(rows),
@@ -130,6 +131,31 @@ def _curve_blocks(rows: Sequence[Row], results: Sequence[Result], folder: Path) 
     if len(searched) > len(shown):
         text += f"; the first {len(shown)} lines of the table"
     return [Heading("Curves"), Picture(path, text + ".")]
+
+
+def _diagnosis_blocks(rows: Sequence[Row], folder: Path) -> list[Block]:
+    groups = by_label([row for row in rows if row.stage == "search"])
+    found = diagnosis.diagnose(groups)
+    if not found:
+        return []
+    blocks: list[Block] = [
+        Heading("Diagnostics"),
+        Grid(diagnosis.COLUMNS, [line.cells() for line in found], diagnosis.COLUMNS[2:]),
+        Paragraph(
+            "After the last epoch. Collapsed: more than half of the normal cell is skip "
+            "connections, or nothing in it has weights. Undecided: the lead of the largest op "
+            "weight of an edge over the second, mean over edges, is below the standard deviation "
+            "of an op weight over seeds, mean over op weights."
+        ),
+    ]
+    for name, title in diagnosis.PROBES.items():
+        epochs, values = diagnosis.probed(groups, name)
+        if len(epochs) > 1:
+            shown = dict(list(values.items())[: plots.MOST_LABELS])
+            path = folder / f"{name}.png"
+            plots.curves(shown, path, ylabel=title, epochs=epochs, percent=False)
+            blocks.append(Picture(path, f"{title}: mean over seeds, 95 % interval shaded."))
+    return blocks
 
 
 def _genotype_blocks(results: Sequence[Result], folder: Path) -> list[Block]:

@@ -30,7 +30,7 @@ from orchestrator.settings_tree import REQUIRED, Spec, specs_of
 from orchestrator.sweep_words import plain
 from orchestrator.validation import NAME
 from spaces.core import plugins
-from trainables.settings import RetrainSettings, SearchSettings
+from trainables.settings import DIAGNOSTICS, Diagnostics, RetrainSettings, SearchSettings
 
 Schema = dict[str, Any]
 _TYPES: Mapping[Any, str] = {int: "integer", float: "number", str: "string", bool: "boolean"}
@@ -53,6 +53,7 @@ def json_schema() -> Schema:
         "method": _plugin("methods", swept=True),
         "selection": {**_plugin("selections"), "default": "magnitude"},
         "search": _record(SearchSettings, swept=True),
+        "diagnostics": _diagnostics(),
         "retrain": _or_none(_retrain()),
         "tune": _tune(),
         "ray": _record(RaySettings),
@@ -107,6 +108,15 @@ def _tune() -> Schema:
         },
     }
     return schema
+
+
+def _diagnostics() -> Schema:
+    about = _attributes(Diagnostics)
+    properties = {
+        name: {"description": about[name], **_or_none(_record(kind))}
+        for name, kind in DIAGNOSTICS.items()
+    }
+    return _or_none({"type": "object", "additionalProperties": False, "properties": properties})
 
 
 def _retrain() -> Schema:

@@ -24,7 +24,13 @@ from orchestrator.settings_tree import check_construction, check_fields, check_p
 from orchestrator.sweep_words import candidates, checked
 from orchestrator.tune_section import check_tune
 from spaces.core.errors import PluginSettingsError, near_miss
-from trainables.settings import RetrainSettings, SearchSettings, field_names, own_of_consistent
+from trainables.settings import (
+    DIAGNOSTICS,
+    RetrainSettings,
+    SearchSettings,
+    field_names,
+    own_of_consistent,
+)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})")
@@ -75,6 +81,7 @@ def check_experiment(
             "selections", given.get("selection", "magnitude"), "selection", problems
         ),
         "search": search,
+        "diagnostics": _diagnostics(given.get("diagnostics"), problems),
         "retrain": _retrain(given.get("retrain"), search, problems),
         "tune": check_tune(given.get("tune"), problems, swept=swept),
         "ray": _ray(given.get("ray"), problems),
@@ -225,6 +232,27 @@ def _retrain(value: Any, search: Mapping[str, Any], problems: Problems) -> Retra
         seeds=seeds,
         consistent=tree["consistent"],
     )
+
+
+def _diagnostics(value: Any, problems: Problems) -> dict[str, dict[str, Any]]:
+    given = check_mapping(value, "diagnostics", problems) or {}
+    found: dict[str, dict[str, Any]] = {}
+    for name, settings in given.items():
+        at = f"diagnostics.{name}"
+        if name not in DIAGNOSTICS:
+            has = near_miss(str(name), DIAGNOSTICS) or f" There is {', '.join(DIAGNOSTICS)}."
+            problems.add(at, f"{at} is no diagnostic.{has}")
+            continue
+        kind = DIAGNOSTICS[name]
+        rest = check_mapping(settings, at, problems)
+        if rest is None:
+            continue
+        before = len(problems.found)
+        specs = specs_of(kind)
+        found[name] = check_fields(specs, rest, at, name, problems)
+        if len(problems.found) == before:
+            check_construction(kind, found[name], specs, at, problems)
+    return found
 
 
 def _check_consistent(

@@ -244,10 +244,18 @@ class Bilevel:
         """Return the mean cross entropy of a batch in nats, with a graph."""
         return self._loss(op_weights, batch, norm)[0]
 
+    def loss_at_alphas(self, at: SearchPoint, batch: Batch, norm: Norm) -> Tensor:
+        """Return the loss of a batch at the current alphas, with a graph to them."""
+        return self._loss(self._relax(self.alphas, at), batch, norm)[0]
+
     @contextmanager
-    def draws_kept(self) -> Iterator[None]:
-        """Draw inside the network what would be drawn without this: probes change no result."""
-        rewind = self._rewinder("network")
+    def draws_kept(self, *purposes: str) -> Iterator[None]:
+        """Draw afterwards what would be drawn without this: probes change no result.
+
+        Args:
+            purposes: "method" or "network"; none are both.
+        """
+        rewind = self._rewinder(*(purposes or self.generators))
         try:
             yield
         finally:

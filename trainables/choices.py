@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from spaces.core import plugins
+from trainables.settings import DIAGNOSTICS, Diagnostics
 
 Plugin = str | Mapping[str, Any] | tuple[str, Any]
 """A name, a mapping with `name` and any of the plug-in's settings, or a pair (name, Config)."""
@@ -42,3 +43,23 @@ def choose_settings(
         raise TypeError(f"{where} must be {kind.__name__} or a mapping, got {given!r}.")
     settings: Settings = plugins.typed_config(kind, given or {}, where=where, owner=where)
     return settings
+
+
+def choose_diagnostics(given: Diagnostics | Mapping[str, Any] | None) -> Diagnostics:
+    """Return which diagnostics to run: `{"hessian": {"every": 5}}`.
+
+    Raises:
+        PluginSettingsError: Unknown key, wrong type or a value out of range.
+    """
+    if isinstance(given, Diagnostics):
+        return given
+    parts = {}
+    for name, value in (given or {}).items():
+        kind = DIAGNOSTICS.get(name)
+        if kind is not None and value is not None:
+            value = choose_settings(kind, value, f"diagnostics.{name}")
+        parts[name] = value
+    unknown = [name for name in parts if name not in DIAGNOSTICS]
+    if unknown:
+        plugins.typed_config(Diagnostics, parts, where="diagnostics", owner="diagnostics")
+    return Diagnostics(**parts)

@@ -167,7 +167,8 @@ class SearchTrainable(BlockTrainable):
     """A search; the keys of its configuration are the arguments of `SearchTrial`.
 
     Keys: `space`, `dataset`, `method` (each a name or a mapping with `name`), `search` (a mapping
-    of `SearchSettings`), `selection`, `seed` or `seeds`, `device` ("auto" if absent).
+    of `SearchSettings`), `selection`, `diagnostics`, `seed` or `seeds`, `device` ("auto" if
+    absent).
     """
 
     METHOD: ClassVar[str | None] = None
@@ -190,6 +191,7 @@ class SearchTrainable(BlockTrainable):
             search=dict(config.get("search", {})),
             seed=seed,
             device=config.get("device", "auto"),
+            diagnostics=config.get("diagnostics"),
         )
 
 

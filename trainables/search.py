@@ -31,7 +31,7 @@ from spaces.core import plugins
 from spaces.core.genotype import Genotype
 from spaces.core.space import Space
 from trainables.bilevel import Bilevel
-from trainables.choices import Plugin, choose_plugin, choose_settings
+from trainables.choices import Plugin, choose_diagnostics, choose_plugin, choose_settings
 from trainables.compose import build_method, build_selection
 from trainables.diagnostics import (
     ALPHA_DIAGNOSTICS,
@@ -41,10 +41,11 @@ from trainables.diagnostics import (
 )
 from trainables.errors import StateError
 from trainables.implicit import Alphas
-from trainables.method import Method, OpWeights
+from trainables.method import Method, OpWeights, SearchPoint
+from trainables.probes import probe_gap, probe_hessian
 from trainables.search_data import SearchData
 from trainables.selecting import Selected, Selection, TrainedSupernet
-from trainables.settings import SearchSettings
+from trainables.settings import Diagnostics, SearchSettings
 from trainables.state import (
     Fingerprint,
     check_identity,
@@ -60,7 +61,13 @@ from trainables.timing import Stopwatch, peak_memory_bytes, reset_peak_memory
 Entry = dict[str, Any]
 
 STATE_FORMAT = 1
-TIME_FIELDS = ("alpha_step_time_s", "weight_step_time_s", "epoch_time_s", "peak_memory_bytes")
+TIME_FIELDS = (
+    "alpha_step_time_s",
+    "weight_step_time_s",
+    "epoch_time_s",
+    "diagnostics_time_s",
+    "peak_memory_bytes",
+)
 """Fields of an entry that measure the machine; two equal searches differ in them."""
 
 
@@ -78,6 +85,7 @@ class SearchTrial:
         seed: Fixes split, initialisation, batch order and the method's draws, each by a generator
             of its own; torch's global generators are neither read nor changed.
         device: "cpu", "cuda", "cuda:1" or "auto".
+        diagnostics: What is measured besides; it changes no result and is not part of the state.
 
     Attributes:
         curve: One entry per epoch, JSON-able. Shares are 0-1, losses nats, times seconds.
@@ -106,7 +114,9 @@ class SearchTrial:
         seed: int = 0,
         device: str | torch.device = "cpu",
         selection: Plugin = "magnitude",
+        diagnostics: Diagnostics | Mapping[str, Any] | None = None,
     ) -> None:
+        self.diagnostics = choose_diagnostics(diagnostics)
         self.settings = choose_settings(SearchSettings, search, "search")
         self.seed = seed
         self.device = resolve_device(device)
@@ -200,11 +210,13 @@ class SearchTrial:
             self.diverged = True
             metrics = worst_of(metrics, self.alphas, self.op_weights)
             genotype = self._selection.each_epoch(self.space, self.op_weights)
+        probed = {} if self.diverged else self._probe(at, genotype)
         entry: Entry = {
             "epoch": epoch + 1,
             **metrics,
             "diverged": int(self.diverged),
             **genotype_diagnostics(self.space, genotype),
+            **probed,
             "weight_lr": bilevel.weight_lr(epoch),
             **self.method.log(at),
             "alpha_step_time_s": clocks[0].mean(),
@@ -214,6 +226,9 @@ class SearchTrial:
             "genotype": genotype.to_json(),
             "genotype_hash": genotype.hash,
         }
+        if self.epoch >= self.settings.epochs:
+            # How far seeds agree is seen in the op weights alone; once is enough.
+            entry["op_weights"] = {name: m.tolist() for name, m in self.op_weights.items()}
         self.curve.append(entry)
         self.genotype_epoch = self._chosen_epoch()
         if self.genotype_epoch:
@@ -279,6 +294,28 @@ class SearchTrial:
         names = (*sums, "val_loss", "val_accuracy", *ALPHA_DIAGNOSTICS)
         # The only wait for a GPU in an epoch.
         return dict(zip(names, torch.cat([means, val, decided]).tolist(), strict=True))
+
+    def _probe(self, at: SearchPoint, genotype: Genotype, *, always: bool = False) -> Entry:
+        """Run the diagnostics that are due after the epoch just done."""
+        last = always or self.epoch >= self.settings.epochs
+        found: Entry = {}
+        hessian, gap = self.diagnostics.hessian, self.diagnostics.discretization_gap
+        start = time.perf_counter()
+        if hessian is not None and (last or self.epoch % hessian.every == 0):
+            found |= probe_hessian(self._bilevel, self._data, at, hessian)
+        if gap is not None and (last or self.epoch % gap.every == 0):
+            found |= probe_gap(
+                self._bilevel, self._data, at, gap, space=self.space, genotype=genotype
+            )
+        # What is not finite has no place in a curve; the search itself may well go on.
+        found = {name: value for name, value in found.items() if math.isfinite(value)}
+        return found | {"diagnostics_time_s": time.perf_counter() - start} if found else {}
+
+    def time_diagnostics(self) -> float:
+        """Return the seconds of one round of the diagnostics; changes no result."""
+        at = self._bilevel.point(self.epoch)
+        found = self._probe(at, self.genotype, always=True)
+        return float(found.get("diagnostics_time_s", 0.0))
 
     def time_steps(self, count: int = 3) -> float:
         """Return the seconds of a step in which the alphas move; changes no result.

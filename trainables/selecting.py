@@ -84,12 +84,12 @@ class TrainedSupernet:
             norm: Statistics of the batch norms; "batch_and_update" would change the supernet.
         """
         for batch in batches:
-            with self._bilevel.draws_kept():
+            with self._bilevel.draws_kept("network"):
                 yield self._bilevel.loss_on(op_weights, batch, norm), len(batch[1])
 
     def evaluate(self, op_weights: OpWeights, norm: Norm) -> tuple[float, float]:
         """Return loss in nats and accuracy on the whole validation split."""
-        with self._bilevel.draws_kept():
+        with self._bilevel.draws_kept("network"):
             loss, accuracy = self._bilevel.evaluate(op_weights, self.validation(), norm).tolist()
         return loss, accuracy
 

@@ -98,6 +98,64 @@ class SearchSettings:
 
 
 @dataclass(frozen=True)
+class Hessian:
+    """The Hessian of the validation loss in the alphas, as a diagnostic.
+
+    Attributes:
+        every: Epochs between two measurements; the last epoch is always measured.
+        norm: Statistics of the batch norms.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    every: int = 5
+    norm: Literal["batch", "running"] = "batch"
+
+    def __post_init__(self) -> None:
+        _check(self, every="positive")
+
+
+@dataclass(frozen=True)
+class DiscretizationGap:
+    """What the supernet loses when its genotype alone is left, as a diagnostic.
+
+    Attributes:
+        every: Epochs between two measurements; the last epoch is always measured.
+        statistics: Of the batch norms: those of the batch, or running ones estimated anew.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    every: int = 5
+    statistics: Literal["batch", "re_estimated"] = "batch"
+
+    def __post_init__(self) -> None:
+        _check(self, every="positive")
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Diagnostics that cost time; they change no result.
+
+    Attributes:
+        hessian: Of the validation loss in the alphas; None is off.
+        discretization_gap: Accuracy and loss of the mixture against its genotype; None is off.
+    """
+
+    hessian: Hessian | None = None
+    discretization_gap: DiscretizationGap | None = None
+
+
+DIAGNOSTICS: dict[str, type[Hessian | DiscretizationGap]] = {
+    "hessian": Hessian,
+    "discretization_gap": DiscretizationGap,
+}
+"""Settings of each diagnostic, by its name."""
+
+
+@dataclass(frozen=True)
 class RetrainSettings:
     """Settings of training a genotype from scratch; the defaults are those of DARTS on CIFAR-10.
 

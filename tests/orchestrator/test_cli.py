@@ -226,6 +226,28 @@ def test_show_uses_the_published_network_where_no_size_is_given(nas: Nas) -> Non
     assert shown["params"] - fewer["params"] == 3 * 65
 
 
+def test_show_takes_the_depth_from_a_genotype_that_has_one(nas: Nas) -> None:
+    cells = named.named(named.names()[0]).to_json()["cells"]
+    # Of four cells the second and the third reduce.
+    kinds = ("normal", "reduction", "reduction", "normal")
+    stack = [
+        {**cells[kind == "reduction"], "name": f"cell_{place}_{kind}"}
+        for place, kind in enumerate(kinds)
+    ]
+    Path("cells.json").write_text(json.dumps({"space": "darts_per_cell", "cells": stack}))
+    code, out, _ = nas("show", "cells.json", "--channels", "4", "--json")
+    assert code == 0
+    shown = json.loads(out)
+    shared = json.loads(
+        nas("show", named.names()[0], "--channels", "4", "--cells", "4", "--json")[1]
+    )
+    assert shown["cells"] == 4
+    assert (shown["params"], shown["macs"]) == (shared["params"], shared["macs"])
+    code, _, err = nas("show", "cells.json", "--cells", "20")
+    assert code == 2
+    assert "as many cells as its genotype, 4" in err
+
+
 def test_show_knows_names(nas: Nas) -> None:
     name = named.names()[0]
     code, out, _ = nas("show", name, "--channels", "4", "--cells", "4", "--json")

@@ -212,7 +212,13 @@ def test_what_is_stored_leaves_nothing_to_a_default(file: Path, tmp_path: Path) 
     assert stored == experiment.resolved()
     assert tuple(stored) == tuple(Experiment.model_fields)
     assert tuple(stored["search"]) == field_names(SearchSettings)
-    assert tuple(stored["retrain"]) == (*field_names(RetrainSettings), "top_k", "per", "seeds")
+    assert tuple(stored["retrain"]) == (
+        *field_names(RetrainSettings),
+        "top_k",
+        "per",
+        "seeds",
+        "consistent",
+    )
     assert load_resolved(tmp_path / "experiment.yaml") == experiment
     # The stored file is an experiment file like any other.
     assert load_experiment(tmp_path / "experiment.yaml") == experiment

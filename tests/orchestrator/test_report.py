@@ -198,12 +198,12 @@ def test_writing_a_report_twice_gives_the_same_bytes(study: Study) -> None:
 
 
 def test_bands_are_the_intervals_of_every_epoch_that_all_seeds_reached() -> None:
-    means, low, high = plots.mean_and_band([[0.1, 0.4], [0.1, 0.5], [0.1, 0.6, 0.9]])
+    means, low, high = plots.mean_and_band([[10, 40], [10, 50], [10, 60, 90]], (0.0, 100.0))
     assert means == pytest.approx([10.0, 50.0])
     # 4.30265 * 0.1 / sqrt(3) = 0.24841; no spread in the first epoch.
     assert low == pytest.approx([10.0, 50 - 24.841], abs=1e-3)
     assert high == pytest.approx([10.0, 50 + 24.841], abs=1e-3)
-    assert plots.mean_and_band([[0.1], [0.3]]) == (pytest.approx([20.0]), None, None)
+    assert plots.mean_and_band([[10], [30]], None) == (pytest.approx([20.0]), None, None)
 
 
 def test_text_of_users_is_escaped(tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""Costly looks at a search: the Hessian in the alphas, and the drop at discretization.
+
+They are off unless asked for, run between epochs on the state as it is, and leave it bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from spaces.core.genotype import Genotype
+from spaces.core.mixture import Norm
+from spaces.core.space import Space
+from trainables.bilevel import Batch, Bilevel
+from trainables.method import OpWeights, SearchPoint
+from trainables.search_data import SearchData
+from trainables.settings import DiscretizationGap, Hessian
+
+_REESTIMATION_BATCHES = 50
+
+
+def alpha_hessian(
+    bilevel: Bilevel, at: SearchPoint, batch: Batch, norm: Norm, *, weight_decay: float
+) -> Tensor:
+    r"""Return the exact joint Hessian of L_val + weight_decay / 2 |alpha|^2 in all alphas.
+
+    One forward and, for each alpha, one backward through the gradient.
+
+    Args:
+        bilevel: State of the search; not changed.
+        at: Where the search is; a relaxation that draws does so as the next step would.
+        batch: A validation batch, the same in all epochs, so that curves compare.
+        norm: Statistics of the batch norms.
+        weight_decay: The alphas' L2 penalty, on the diagonal as in released code.
+
+    Returns:
+        Float64 on the CPU, `(n, n)` with n alphas of all cell types in order, rows of each.
+
+    Source:
+        Zela et al., Understanding and Robustifying DARTS, ICLR 2020, and Chen & Hsieh, ICML 2020,
+        in whose code cell types share one Hessian, off-diagonal blocks included.
+    """
+    with bilevel.draws_kept():
+        alphas = list(bilevel.alphas.values())
+        loss = bilevel.loss_at_alphas(at, batch, norm)
+        penalty = torch.stack([alpha.square().sum() for alpha in alphas]).sum()
+        gradients = torch.autograd.grad(
+            loss + 0.5 * weight_decay * penalty, alphas, create_graph=True
+        )
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        rows = []
+        for entry in flat:
+            found = torch.autograd.grad(entry, alphas, retain_graph=True, materialize_grads=True)
+            rows.append(torch.cat([part.flatten() for part in found]))
+    return torch.stack(rows).detach().double().cpu()
+
+
+def hessian_values(hessian: Tensor) -> dict[str, float]:
+    """Return what is logged of a Hessian.
+
+    Returns:
+        `hessian_eigenvalue`, the largest algebraic eigenvalue, which released code reports: of a
+        spectrum {-5, 1} it is 1; `hessian_norm`, the largest absolute one; `hessian_trace`.
+    """
+    values = torch.linalg.eigvalsh(0.5 * (hessian + hessian.T))
+    return {
+        "hessian_eigenvalue": values.max().item(),
+        "hessian_norm": values.abs().max().item(),
+        "hessian_trace": values.sum().item(),
+    }
+
+
+def probe_hessian(
+    bilevel: Bilevel, data: SearchData, at: SearchPoint, settings: Hessian
+) -> dict[str, float]:
+    """Return `hessian_values` on the first validation batch, not augmented."""
+    batch = next(data.validation())
+    decay = bilevel.settings.alpha_weight_decay
+    hessian = alpha_hessian(bilevel, at, batch, settings.norm, weight_decay=decay)
+    return hessian_values(hessian)
+
+
+def one_hot(space: Space, genotype: Genotype, like: OpWeights) -> OpWeights:
+    """Return op weights that are 1 where the genotype has an operation, and 0 elsewhere."""
+    op_weights = {}
+    for name, shape in space.alpha_shapes().items():
+        op_weights[name] = torch.zeros(shape, dtype=like[name].dtype, device=like[name].device)
+        for edge in genotype.cell(name).edges:
+            row = space.edges[name].index((edge.source, edge.target))
+            op_weights[name][row, space.operations[name].index(edge.operation)] = 1.0
+    return op_weights
+
+
+def probe_gap(
+    bilevel: Bilevel,
+    data: SearchData,
+    at: SearchPoint,
+    settings: DiscretizationGap,
+    *,
+    space: Space,
+    genotype: Genotype,
+) -> dict[str, float]:
+    """Return what the supernet loses on the validation split when its genotype alone is left.
+
+    The running statistics belong to the mixture and would measure a mismatch of statistics; the
+    mixture and the genotype are measured on those of the batch, or each on re-estimated ones.
+
+    Returns:
+        `discretization_gap`, accuracy of the mixture minus that of the genotype, a share, and
+        `discretization_gap_loss`, loss of the genotype minus that of the mixture, in nats.
+    """
+    before = bilevel.state_dict(), data.state_dict()
+    try:
+        mixture = bilevel.relaxed(at)
+        measured = []
+        for op_weights in (mixture, one_hot(space, genotype, mixture)):
+            if settings.statistics == "re_estimated":
+                _re_estimate(bilevel, data, op_weights)
+                norm: Norm = "running"
+            else:
+                norm = "batch"
+            measured.append(bilevel.evaluate(op_weights, data.validation(), norm).tolist())
+    finally:
+        bilevel.load_state_dict(before[0])
+        data.load_state_dict(before[1])
+    (loss, accuracy), (discrete_loss, discrete_accuracy) = measured
+    return {
+        "discretization_gap": accuracy - discrete_accuracy,
+        "discretization_gap_loss": discrete_loss - loss,
+    }
+
+
+def _re_estimate(bilevel: Bilevel, data: SearchData, op_weights: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for _ in range(_REESTIMATION_BATCHES):
+            bilevel.loss_on(dict(op_weights), data.next_batches()[0], "batch_and_update")
