@@ -45,6 +45,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog="Example: nas status quickstart")(status)
     app.command(epilog="Example: nas report quickstart")(report)
     app.command(epilog="Example: nas select quickstart --rule operation_strength")(select)
+    app.command(epilog="Example: nas landscape quickstart")(landscape)
     app.command(epilog="Example: nas clean quickstart --dry-run")(clean)
     app.command(epilog="Example: nas sync quickstart --rebuild")(sync)
     app.command(epilog="Example: nas ui --port 5001")(ui)
@@ -216,6 +217,57 @@ def select(
         display.say(f"train   nas retrain {opened.name}   (the best genotype of each line)")
     if failed:
         raise typer.Exit(TRIALS_FAILED)
+
+
+def landscape(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="STUDY, the best search of each of its lines, or STUDY:KEY, a row of its ledger.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="PNG to write.")] = Path(
+        "landscape.png"
+    ),
+    size: Annotated[int, typer.Option("--size", min=3, help="Points a side, odd.")] = 11,
+    extent: Annotated[
+        float, typer.Option("--extent", help="Largest step, in the L2 norm of all alphas.")
+    ] = 3.0,
+    images: Annotated[int, typer.Option("--images", min=1, help="Most validation images.")] = 1000,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    root: Root = DEFAULT_ROOT,
+    as_json: Json = False,
+) -> None:
+    """Draw validation loss and accuracy around the final alphas of stored supernets."""
+    from orchestrator import landscapes
+
+    if size % 2 == 0 or not 0 < extent < float("inf"):
+        raise StudyError(f"--size must be odd and --extent > 0, got {size} and {extent:g}.")
+    found = landscapes.find_runs(runs, root)
+    measured = landscapes.measure(
+        found,
+        size=size,
+        extent=extent,
+        images=images,
+        device=device,
+        told=lambda count, row: display.note(
+            f"{count}/{len(found)}: {results.row_label(row)}, seed {row.seed}"
+        ),
+    )
+    panels = [
+        (f"{results.row_label(row)}, seed {row.seed}", row.landscape)
+        for _, row in measured
+        if row.landscape is not None
+    ]
+    landscapes.draw(panels, out)
+    for study in {study.path: study for study, _ in measured}.values():
+        _send(study)
+    if as_json:
+        rows = {row.key: row.landscape for _, row in measured}
+        display.say_json({"drawing": str(out), "landscapes": rows})
+    else:
+        display.say(f"drawing  {short(out)}")
 
 
 def _send(study: Study) -> None:

@@ -61,6 +61,7 @@ class Row:
         final: Path of `final.pt` relative to the study folder, or None.
         selections: What rules found later in the stored supernet, by name of the rule: its
             settings, label, genotype, genotype_hash, scores and time_s.
+        landscape: Loss and accuracy around the final alphas, where measured.
         format: Format of the file.
     """
 
@@ -91,6 +92,7 @@ class Row:
     ended: float | None = None
     final: str | None = None
     selections: dict[str, Any] = field(default_factory=dict)
+    landscape: dict[str, Any] | None = None
     format: int = ROW_FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -150,6 +152,7 @@ class Row:
             "key": str, "config_id": str, "method": str, "space": str, "dataset": str,
             "label": str, "block": int, "seed": int, "epochs_done": int, "epochs_total": int,
             "settings": dict, "params": dict, "selections": dict, "cost": dict,
+            "landscape": (dict, type(None)),
             "environment": dict, "curve": list,
             "genotype": (dict, type(None)), "stop": (dict, type(None)), "format": int,
             "started": (int, float), "ended": (int, float, type(None)),

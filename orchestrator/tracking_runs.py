@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from orchestrator.landscapes import draw
 from orchestrator.ledger import Row
 from orchestrator.tracking_notes import Outcome
 from orchestrator.tracking_view import Point
@@ -131,6 +132,12 @@ def write_artifacts(folder: Path, row: Row) -> None:
     form = row.to_json()
     curves = {name: form[name] for name in ("key", "curve", "genotypes")}
     (folder / "curves.json").write_text(json.dumps(curves))
+    if row.landscape is not None:
+        (folder / "landscape.json").write_text(json.dumps(row.landscape))
+        draw(
+            [(f"{row.label or row.method}, seed {row.seed}", row.landscape)],
+            folder / "landscape.png",
+        )
     if row.genotype is None:
         return
     _write_genotype(folder, row.genotype, row.key)

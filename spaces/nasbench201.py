@@ -55,6 +55,10 @@ class NasBench201(Space):
     def __init__(self, name: str, config: Config) -> None:
         super().__init__(name, config, (_TOPOLOGY,))
 
+    def search_size(self) -> tuple[int, int]:
+        """Return channels of the first stage and cells of each stage of the supernet."""
+        return self.config.channels, self.config.cells_per_stage
+
     def supernet_layout(self, in_channels: int, num_classes: int) -> Layout:
         """Return three stages of cells with residual blocks between them."""
         return _layout(in_channels, num_classes, self.config.channels, self.config.cells_per_stage)

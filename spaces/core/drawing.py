@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from spaces.core.errors import SpaceError
 from spaces.core.genotype import NONE, Cell, Genotype
 from spaces.core.graph_layout import Node, Point, Positions, positions
+from spaces.core.panels import Panel, arrange
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg")
 
@@ -30,6 +32,7 @@ _TITLE_INCHES = 0.52
 _MARGIN_INCHES = 0.2
 _LEGEND_INCHES = 0.26
 _LEGEND_COLUMNS = 4
+_LEGEND_COLUMN_INCHES = 1.5
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def draw_genotype(genotype: Genotype, path: str | Path) -> Path:
     """Draw every cell of a genotype, one panel each, and write PNG or SVG by the suffix of `path`.
 
     Nodes are numbered as in the genotype; `none` edges are left out; thin grey links lead to the
-    cell's output.
+    cell's output. Three cells or more stand in a grid, smaller, in reading order.
 
     Returns:
         The path written.
@@ -78,27 +81,22 @@ def draw_genotype(genotype: Genotype, path: str | Path) -> Path:
     graphs = [_Graph(cell) for cell in genotype.cells]
     styles = _styles(genotype)
     head = _TITLE_INCHES if len(graphs) > 1 else _MARGIN_INCHES
-    heights = [head + graph.height + _MARGIN_INCHES for graph in graphs]
-    rows = -(-max(len(styles), 1) // _LEGEND_COLUMNS)
-    width = max(_LEAST_WIDTH_INCHES, *(graph.width for graph in graphs))
-    total = sum(heights) + _LEGEND_INCHES * rows + _MARGIN_INCHES
-    figure = Figure(figsize=(width, total), facecolor="white")
+    grid = arrange(
+        [(graph.width, head + graph.height + _MARGIN_INCHES) for graph in graphs],
+        _LEAST_WIDTH_INCHES,
+    )
+    columns = _LEGEND_COLUMNS
+    if len(grid.heights) < len(graphs):
+        columns = max(columns, int(grid.width / _LEGEND_COLUMN_INCHES))
+    rows = -(-max(len(styles), 1) // columns)
+    total = sum(grid.heights) + _LEGEND_INCHES * rows + _MARGIN_INCHES
+    figure = Figure(figsize=(grid.width, total), facecolor="white")
     FigureCanvasAgg(figure)
-    top = total
-    for cell, graph, height in zip(genotype.cells, graphs, heights, strict=True):
+    for graph, panel in zip(graphs, grid.panels(len(graphs), total), strict=True):
         if len(graphs) > 1:
-            place = (_MARGIN_INCHES / width, (top - _MARGIN_INCHES) / total)
-            figure.text(*place, cell.name, va="top", color=_INK, fontsize=11.5, fontweight="bold")
-        top -= height
-        axes = figure.add_axes((0.0, top / total, 1.0, height / total))
-        middle, half = graph.last_layer / 2, width / _LAYER_INCHES / 2
-        axes.set_xlim(middle - half, middle + half)
-        # Heights grow downwards; one inch is the same in every panel.
-        upper = graph.top - head / _HEIGHT_INCHES
-        axes.set_ylim(upper + height / _HEIGHT_INCHES, upper)
-        axes.axis("off")
-        _draw_cell(axes, graph, styles)
-    _draw_legend(figure, styles)
+            _draw_title(figure, graph.cell.name, panel, grid.scale)
+        _draw_panel(figure, graph, styles, panel, head=head, scale=grid.scale)
+    _draw_legend(figure, styles, columns)
     metadata: dict[str, Any] = {"Date": None} if path.suffix.lower() == ".svg" else {}
     # The salt makes the names inside an SVG the same each time.
     with rc_context({"svg.hashsalt": "genotype"}):
@@ -151,7 +149,40 @@ def _styles(genotype: Genotype) -> dict[str, _Style]:
     return styles
 
 
-def _draw_cell(axes: Axes, graph: _Graph, styles: Mapping[str, _Style]) -> None:
+def _draw_title(figure: Figure, title: str, panel: Panel, scale: float) -> None:
+    width, height = figure.get_size_inches()
+    margin = scale * _MARGIN_INCHES
+    place = ((panel.left + margin) / width, (panel.top - margin) / height)
+    figure.text(*place, title, va="top", color=_INK, fontsize=11.5 * scale, fontweight="bold")
+
+
+def _draw_panel(
+    figure: Figure,
+    graph: _Graph,
+    styles: Mapping[str, _Style],
+    panel: Panel,
+    *,
+    head: float,
+    scale: float,
+) -> None:
+    """Draw a cell; `head` is the room for its title, in inches at full size."""
+    width, height = figure.get_size_inches()
+    bottom = panel.top - panel.height
+    axes = figure.add_axes(
+        (panel.left / width, bottom / height, panel.width / width, panel.height / height)
+    )
+    middle, half = graph.last_layer / 2, panel.width / (scale * _LAYER_INCHES) / 2
+    # Inputs below each other are easier to compare; a drawing at full size is centred.
+    start = middle - half if scale == 1 else -0.5
+    axes.set_xlim(start, start + 2 * half)
+    # Heights grow downwards; one inch is the same in every panel.
+    upper = graph.top - head / _HEIGHT_INCHES
+    axes.set_ylim(upper + panel.height / (scale * _HEIGHT_INCHES), upper)
+    axes.axis("off")
+    _draw_cell(axes, graph, styles, scale)
+
+
+def _draw_cell(axes: Axes, graph: _Graph, styles: Mapping[str, _Style], scale: float) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     ends = _ports(graph)
@@ -160,9 +191,9 @@ def _draw_cell(axes: Axes, graph: _Graph, styles: Mapping[str, _Style]) -> None:
         points = [start, *route[1:-1], end]
         if index < len(graph.edges):
             style = styles[graph.edges[index].operation]
-            _draw_link(axes, points, style.colour, 2.2, style.dashes, head=True)
+            _draw_link(axes, points, style.colour, 2.2 * scale, style.dashes, head=True)
         else:
-            _draw_link(axes, points, _FAINT, 1.1, None, head=False)
+            _draw_link(axes, points, _FAINT, 1.1 * scale, None, head=False)
     # A node that nothing reaches, where all edges into it are none, is drawn faintly.
     reached = {*range(graph.cell.num_inputs), *(target for _, target in graph.links)}
     for node, (x, y) in graph.placed.nodes.items():
@@ -176,14 +207,14 @@ def _draw_cell(axes: Axes, graph: _Graph, styles: Mapping[str, _Style]) -> None:
             mutation_aspect=_LAYER_INCHES / _HEIGHT_INCHES,
             facecolor="white" if plain else "#eef2f6",
             edgecolor=_INK if node in reached else _FAINT,
-            linewidth=1.2,
+            linewidth=1.2 * scale,
             zorder=3,
         )
         axes.add_patch(box)
         colour = _INK if node in reached else _FAINT
         axes.text(
             x, y, graph.label(node), ha="center", va="center_baseline", color=colour, zorder=4,
-            fontsize=10,
+            fontsize=10 * scale,
         )  # fmt: skip
 
 
@@ -244,7 +275,7 @@ def _draw_link(
         axes.add_patch(Polygon(corners, closed=True, facecolor=colour, edgecolor="none", zorder=2))
 
 
-def _draw_legend(figure: Any, styles: Mapping[str, _Style]) -> None:
+def _draw_legend(figure: Figure, styles: Mapping[str, _Style], columns: int) -> None:
     from matplotlib.lines import Line2D
 
     handles = []
@@ -257,7 +288,7 @@ def _draw_legend(figure: Any, styles: Mapping[str, _Style]) -> None:
         figure.legend(
             handles=handles,
             loc="lower center",
-            ncols=min(len(handles), _LEGEND_COLUMNS),
+            ncols=min(len(handles), columns),
             frameon=False,
             fontsize=9.5,
             labelcolor=_INK,

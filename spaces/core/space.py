@@ -74,6 +74,33 @@ class Space(ABC):
         """Return the columns of a cell type's operations that a genotype can have on an edge."""
         return list(range(len(self.operations[name])))
 
+    def normal_cells(self, genotype: Genotype) -> tuple[Cell, ...]:
+        """Return the cells by which a search is judged to have collapsed: those of the first type.
+
+        Reduction cells do not count: without weights they are common in good genotypes.
+        """
+        return (genotype.cell(self.cell_types[0]),)
+
+    def network_cells(
+        self,
+        genotype: Genotype,  # noqa: ARG002 (only where the genotype says its depth)
+        cells: int | None,
+    ) -> int:
+        """Return the number of cells (per stage in NAS-Bench-201) of a genotype's network.
+
+        Args:
+            genotype: The architecture.
+            cells: The number asked for; None is that of the published evaluation network.
+
+        Raises:
+            SpaceError: The genotype has no network of so many cells.
+        """
+        return self.evaluation.cells if cells is None else cells
+
+    @abstractmethod
+    def search_size(self) -> tuple[int, int]:
+        """Return the size of the supernet as (channels, cells), in the terms of `build_network`."""
+
     @abstractmethod
     def supernet_layout(self, in_channels: int, num_classes: int) -> Layout:
         """Return how the cells of the supernet are stacked."""
@@ -124,9 +151,10 @@ class Space(ABC):
             in_channels: Channels of the images.
             num_classes: Classes.
             channels: Channels of the first cell; None is the published evaluation network.
-            cells: Number of cells (per stage in NAS-Bench-201); None likewise.
+            cells: Number of cells (per stage in NAS-Bench-201); None likewise. Where every cell has
+                an architecture of its own the genotype says how many, and no other is possible.
             auxiliary: Whether it has an auxiliary head.
-            image_size: Side of the images, in pixels; the networks of both spaces shipped take any.
+            image_size: Side of the images, in pixels; those of the spaces shipped take any.
             seed: Seed of the initial weights. The global RNG is untouched.
 
         Returns:
@@ -136,8 +164,6 @@ class Space(ABC):
             SpaceError: The genotype is not one of this space, or a size is impossible.
         """
         self.check(genotype)
-        channels = self.evaluation.channels if channels is None else channels
-        cells = self.evaluation.cells if cells is None else cells
         sizes = {
             "in_channels": in_channels,
             "num_classes": num_classes,
@@ -146,7 +172,7 @@ class Space(ABC):
             "image_size": image_size,
         }
         for what, value in sizes.items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise SpaceError(f"{what} must be >= 1, got {value}.")
         if auxiliary and not self.has_auxiliary:
             raise SpaceError(
@@ -154,7 +180,11 @@ class Space(ABC):
                 "auxiliary_weight to 0."
             )
         layout = self.network_layout(
-            in_channels, num_classes, channels=channels, cells=cells, auxiliary=auxiliary
+            in_channels,
+            num_classes,
+            channels=self.evaluation.channels if channels is None else channels,
+            cells=self.network_cells(genotype, cells),
+            auxiliary=auxiliary,
         )
         with _seeded(seed):
             return Network(genotype, layout)

@@ -15,7 +15,7 @@ from spaces.core.mixture import Mixture
 from spaces.core.space import Space
 
 SPACES = plugins.available("spaces")
-SMALL = ({"channels": 4, "cells": 3}, {"channels": 4, "cells_per_stage": 1})
+SMALL = ({"channels": 4, "cells": 3}, {"channels": 4, "cells_per_stage": 2})
 
 
 @pytest.fixture(params=SPACES, scope="module")
@@ -37,7 +37,10 @@ def random_weights(space: Space, seed: int) -> dict[str, torch.Tensor]:
 
 
 def small_network(space: Space, genotype: Genotype, **settings: object) -> torch.nn.Module:
-    return space.build_network(genotype, 1, 4, channels=4, cells=2, image_size=8, **settings)
+    channels, cells = space.search_size()
+    return space.build_network(
+        genotype, 1, 4, channels=channels, cells=cells, image_size=8, **settings
+    )
 
 
 def test_it_is_described_without_being_imported(space: Space) -> None:
@@ -145,11 +148,29 @@ def test_networks_train_and_their_cost_is_that_of_their_weights(space: Space) ->
     assert logits.shape == (4, 4)
     assert auxiliary is None
     logits.square().sum().backward()
+    channels, cells = space.search_size()
     cost = network_cost(
-        space, genotype, channels=4, cells=2, classes=4, in_channels=1, image_size=8
+        space, genotype, channels=channels, cells=cells, classes=4, in_channels=1, image_size=8
     )
     assert cost.params == sum(weight.numel() for weight in network.parameters())
     assert cost.macs > 0
+
+
+def test_a_network_of_the_size_of_the_search_has_the_stack_of_the_supernet(space: Space) -> None:
+    genotype = space.discretize(random_weights(space, 4))
+    supernet = space.build_supernet(1, 4, seed=0)
+    network = small_network(space, genotype)
+    assert network.trunk.layout == supernet.trunk.layout
+    cells = space.search_size()[1]
+    assert space.network_cells(genotype, cells) == cells
+
+
+def test_the_cells_that_tell_a_collapse_are_cells_of_the_genotype(space: Space) -> None:
+    genotype = space.discretize(random_weights(space, 4))
+    judged = space.normal_cells(genotype)
+    assert judged
+    assert [cell for cell in genotype.cells if cell in judged] == list(judged)
+    assert judged[0].name == space.cell_types[0]
 
 
 def test_the_auxiliary_head_is_there_where_the_space_says_so(space: Space) -> None:

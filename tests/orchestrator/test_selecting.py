@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from orchestrator import planning, selecting
+from orchestrator.cli import main
 from orchestrator.errors import StudyError
 from orchestrator.ledger import Row, row_key, with_selections
 from orchestrator.outbox import read_records
@@ -198,3 +201,57 @@ def test_a_damaged_supernet_fails_alone(study: Study) -> None:
     assert row.key == first.key
     assert "no readable stored state" in reason
     assert [RULE in row.selections for row in study.rows()] == [False, True]
+
+
+def test_the_commands_say_what_they_did(
+    study: Study,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    root = ["--root", str(study.root)]
+    with pytest.raises(SystemExit) as ended:
+        main(["select", "tiny", "--rule", RULE, "--set", "batches=1", "--json", *root])
+    assert ended.value.code == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["selected"], said["failed"], said["before"]) == (2, 0, 0)
+    assert f"darts select={RULE} batches=1" in {row["label"] for row in said["rows"]}
+    drawing = tmp_path / "landscape.png"
+    first = study.rows()[0]
+    words = ["landscape", f"tiny:{first.key[:8]}", "--size", "3", "--images", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--out", str(drawing), "--json", *root])
+    assert ended.value.code == 0
+    said = json.loads(capsys.readouterr().out)
+    assert drawing.read_bytes().startswith(b"\x89PNG")
+    row = study.ledger.read(first.key)
+    assert row is not None
+    assert said["landscapes"] == {first.key: row.landscape}
+    # Both are in one row now, and MLflow has them.
+    assert row.selections
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], f"tags.`nas.key` = '{first.key}'")
+    names = {file.path for file in client.list_artifacts(runs[0].info.run_id)}
+    assert {"landscape.png", "landscape.json", "selections"} <= names
+    study.ledger.write(first)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["landscape", "tiny:zz"], "0 finished searches of tiny have a key"),
+        (["landscape", "tiny", "--size", "4"], "--size must be odd"),
+        (["landscape", "tiny", "--extent", "-1"], "--extent > 0"),
+        (["select", "tiny", "--rule", RULE, "--set", "batches"], "--set must be KEY=VALUE"),
+    ],
+)
+def test_wrong_words_are_explained(
+    study: Study, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--root", str(study.root)])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err

@@ -26,6 +26,13 @@ def test_the_published_network_has_the_published_cost() -> None:
     assert sum(weight.numel() for weight in network.parameters()) == 3_825_768
 
 
+def test_the_size_of_the_search_is_that_of_the_supernet() -> None:
+    space = space_of({"name": "darts", "channels": 6, "cells": 5})
+    assert space.search_size() == (6, 5)
+    assert len(space.supernet_layout(3, 10).layers) == 5
+    assert space_of("darts").search_size() == (16, 8)
+
+
 def test_cost_scales_as_asked() -> None:
     space = space_of("darts")
     genotype = named("DARTS_V1")

@@ -15,6 +15,7 @@ from spaces.core.errors import SpaceError
 from spaces.core.genotype import Cell, EdgeChoice, Genotype
 from spaces.core.graph_layout import positions
 from spaces.core.named import named
+from spaces.core.panels import Panel, arrange
 from spaces.core.text import parse
 
 
@@ -51,6 +52,45 @@ def test_an_operation_without_a_style_gets_a_colour(tmp_path: Path) -> None:
     edges = (EdgeChoice(0, 1, "odd_operation"), EdgeChoice(0, 1, "skip_connect"))
     path = draw_genotype(Genotype("x", (Cell("c", edges, (1,)),)), tmp_path / "c.svg")
     assert "#8c6d46" in path.read_text()
+
+
+@pytest.mark.parametrize("cells", [3, 20])
+def test_many_cells_share_one_legend_in_a_grid(cells: int, tmp_path: Path) -> None:
+    edges = (EdgeChoice(0, 1, "sep_conv_3x3"), EdgeChoice(0, 2, "dil_conv_3x3"))
+    drawn = tuple(Cell(f"cell_{place}", edges, (1, 2)) for place in range(cells))
+    svg = draw_genotype(Genotype("x", drawn), tmp_path / "cells.svg").read_text()
+    # In the text of an SVG every drawn text stands once as a comment.
+    assert [svg.count(f"<!-- cell_{place} -->") for place in range(cells)] == [1] * cells
+    assert svg.count("<!-- sep conv 3×3 -->") == svg.count("<!-- dil conv 3×3 -->") == 1
+    # A link and its head for every cell, and a line in the legend.
+    assert svg.count("#2f6fdb") == 2 * cells + 1
+
+
+def test_two_panels_stand_below_each_other_at_full_size() -> None:
+    grid = arrange([(7.0, 3.0), (4.0, 2.0)], 6.0)
+    assert (grid.columns, grid.scale, grid.width, grid.heights) == (1, 1.0, 7.0, (3.0, 2.0))
+    assert list(grid.panels(2, 6.0)) == [Panel(0.0, 6.0, 7.0, 3.0), Panel(0.0, 3.0, 7.0, 2.0)]
+    assert arrange([(4.0, 2.0)], 6.0).width == 6.0
+
+
+@pytest.mark.parametrize("count", [3, 8, 20, 50])
+def test_panels_of_a_grid_do_not_overlap_and_are_in_reading_order(count: int) -> None:
+    sizes = [(6.0 + index % 3, 2.0 + index % 2) for index in range(count)]
+    grid = arrange(sizes, 6.0)
+    assert 0.6 < grid.width / sum(grid.heights) < 2.6
+    total = sum(grid.heights)
+    panels = list(grid.panels(count, total))
+    assert [(panel.top, -panel.left) for panel in panels] == sorted(
+        ((panel.top, -panel.left) for panel in panels), reverse=True
+    )
+    for panel, (width, height) in zip(panels, sizes, strict=True):
+        assert panel.width >= grid.scale * width - 1e-9
+        assert panel.height >= grid.scale * height - 1e-9
+        assert panel.left + panel.width <= grid.width + 1e-9
+        assert panel.top - panel.height >= -1e-9
+    for one, two in itertools.combinations(panels, 2):
+        beside = one.left + one.width <= two.left + 1e-9 or two.left + two.width <= one.left + 1e-9
+        assert beside or one.top - one.height >= two.top - 1e-9
 
 
 def test_an_empty_cell_can_be_drawn(tmp_path: Path) -> None:

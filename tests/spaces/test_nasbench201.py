@@ -87,6 +87,13 @@ def test_discretize_takes_the_strongest_of_all_operations() -> None:
     }
 
 
+def test_the_size_of_the_search_counts_cells_of_a_stage() -> None:
+    space = space_of({"name": "nasbench201", "channels": 6, "cells_per_stage": 2})
+    assert space.search_size() == (6, 2)
+    assert len(space.supernet_layout(3, 10).layers) == 3 * 2 + 2
+    assert space_of("nasbench201").search_size() == (16, 5)
+
+
 def test_the_network_has_no_auxiliary_head() -> None:
     space = space_of("nasbench201")
     genotype = space.parse(ARCHITECTURES[1])

@@ -17,6 +17,7 @@ PLUGINS = Path(__file__).parent / "plugins"
 SPACES: dict[str, dict[str, Any]] = {
     "nasbench201": {"name": "nasbench201", "channels": 2, "cells_per_stage": 1},
     "darts": {"name": "darts", "channels": 2, "cells": 3},
+    "darts_per_cell": {"name": "darts_per_cell", "channels": 2, "cells": 3},
 }
 
 

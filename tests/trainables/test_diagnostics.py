@@ -102,6 +102,36 @@ def test_collapse_of_a_nasbench201_cell(
     }
 
 
+@pytest.mark.parametrize(
+    ("operations", "is_collapsed"),
+    [
+        # Of five cells 1 and 3 reduce; normal are 0, 2 and 4, of 8 edges each.
+        ([SKIP, "sep_conv_3x3", "sep_conv_3x3", "sep_conv_3x3", "sep_conv_3x3"], False),
+        (["sep_conv_3x3", "sep_conv_3x3", SKIP, "sep_conv_3x3", SKIP], True),
+        (["sep_conv_3x3", SKIP, "sep_conv_3x3", SKIP, SKIP], False),  # reductions do not count
+        (["max_pool_3x3", "sep_conv_3x3", "max_pool_3x3", "sep_conv_3x3", POOL], True),
+        (["max_pool_3x3", SKIP, "max_pool_3x3", SKIP, "dil_conv_3x3"], False),
+    ],
+)
+def test_normal_cells_of_their_own_are_judged_together(
+    operations: list[str], is_collapsed: bool
+) -> None:
+    space = space_of("darts_per_cell")
+    kinds = ("normal", "reduction", "normal", "reduction", "normal")
+    pairs = [(s, t) for t in range(2, 6) for s in (0, 1)]
+    cells = tuple(
+        Cell(
+            f"cell_{place}_{kind}",
+            tuple(EdgeChoice(s, t, operation) for s, t in pairs),
+            (2, 3, 4, 5),
+        )
+        for place, (kind, operation) in enumerate(zip(kinds, operations, strict=True))
+    )
+    genotype = Genotype("darts_per_cell", cells)
+    space.check(genotype)
+    assert collapsed(space, genotype) == is_collapsed
+
+
 def test_a_reduction_cell_without_weights_is_no_collapse() -> None:
     space = space_of("darts")
 
