@@ -277,11 +277,14 @@ def typed_config(config: type[Any], given: Mapping[str, Any], *, where: str, own
 def not_a_setting(key: Any, settings: Iterable[str], owner: str) -> str:
     """Say that there is no setting `key`, and which there are or what was meant."""
     names = list(settings)
-    if key in SLOTS:
+    if key in SLOTS and set(names) & SLOTS.keys():
+        # A method takes parts, and this one it provides itself.
         return (
             f"{key} cannot be given: {owner} has its own. Give both parts to a method that has "
             "neither, such as darts."
         )
+    if is_of_every_method(str(key)):
+        return f"{key} cannot be given here: it is a setting of the method as a whole."
     has = f" {owner} has {', '.join(names)}." if names else f" {owner} has no settings."
     return f"{key} is not a setting.{near_miss(str(key), names) or has}"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,25 +25,6 @@ def point(seed: int, epoch: int = 0, epochs: int = 1) -> SearchPoint:
     return SearchPoint(epoch, epochs, torch.Generator().manual_seed(seed))
 
 
-def test_noise_equals_that_of_the_authors_code(shared_data: Path) -> None:
-    cases = json.loads((shared_data / "golden/perturbations.json").read_text())
-    cases = [case for case in cases if case["method"] == "rs"]
-    assert len(cases) >= 3
-    for case in cases:
-        alphas = {
-            f"cell {index}": torch.tensor(alpha, dtype=torch.float64)
-            for index, alpha in enumerate(case["alphas"])
-        }
-        radius = case["radius"]
-        method = method_of(name="sdarts_rs", radius_start=radius, radius_max=radius)
-        assert method.perturb is not None
-        at = point(case["seed"])
-        found = method.perturb(method.relax(alphas, at), at)
-        for matrix, expected in zip(found.values(), case["perturbed"], strict=True):
-            wanted = torch.tensor(expected, dtype=torch.float64)
-            torch.testing.assert_close(matrix, wanted, rtol=0, atol=1e-12)
-
-
 def largest_difference(first: SearchTrial, second: SearchTrial) -> float:
     pairs = [
         *zip(first._bilevel.weights, second._bilevel.weights, strict=True),
@@ -58,16 +37,6 @@ def run(method: Any) -> SearchTrial:
     trial = small_search(method, precision="float64", epochs=2)
     trial.run()
     return trial
-
-
-@pytest.mark.usefixtures("tiny_plugins")
-def test_radius_zero_is_darts() -> None:
-    quiet = {"name": "sdarts_rs", "radius_start": 0.0, "radius_max": 0.0}
-    darts, still = run("darts"), run(quiet)
-    assert largest_difference(darts, still) < 1e-12
-    # Nothing moved further than the rescaling rounds.
-    assert still.curve[-1]["perturb_distance"] < 1e-15
-    assert largest_difference(darts, run(quiet | {"radius_max": 1e-3})) > 1e-9
 
 
 @pytest.mark.usefixtures("tiny_plugins")

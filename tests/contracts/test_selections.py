@@ -1,0 +1,172 @@
+"""What every selection plug-in must keep, found by its file: no list to edit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+
+from spaces.core import plugins
+from spaces.core.genotype import Genotype
+from tests.contracts.test_methods import label, variants
+from tests.trainables.searches import SPACES, differences, flat, small_search
+from trainables.search import SearchTrial
+from trainables.selecting import Selected
+
+pytestmark = pytest.mark.usefixtures("tiny_plugins")
+RULES = plugins.available("selections")
+FIELDS = [
+    (name, field.name)
+    for name in RULES
+    for field in dataclasses.fields(plugins.describe("selections", name).config)
+]
+
+
+def others(hint: Any, value: Any) -> list[Any]:
+    """Values of a setting that differ from the one it has."""
+    choices = [choice for choice in typing.get_args(hint) if isinstance(choice, str)]
+    if choices:
+        return [choice for choice in choices if choice != value]
+    if value is None:
+        return [1]
+    if isinstance(value, bool):
+        return [not value]
+    return [value + 1] if isinstance(value, int) else [value * 1.5 if value else 0.1]
+
+
+def changes(name: str, field: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Pairs of valid settings that differ in one field."""
+    hint = typing.get_type_hints(plugins.describe("selections", name).config)[field]
+    for base in variants(name, "selections"):
+        value = getattr(plugins.make_config("selections", base)[1], field)
+        for other in others(hint, value):
+            changed = base | {field: other}
+            try:
+                plugins.make_config("selections", changed)
+            except plugins.PluginSettingsError:
+                continue
+            yield base, changed
+
+
+def every_setting() -> list[dict[str, Any]]:
+    """The defaults, then every field once at each of its other values."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, field in FIELDS:
+        for _, changed in changes(name, field):
+            found.setdefault(f"{name} {field} {changed[field]}", changed)
+    return [*({"name": name} for name in RULES), *found.values()]
+
+
+SETTINGS = every_setting()
+# Every setting in the smaller space, under a method that draws; the defaults in the others.
+CASES = [
+    *((settings, "nasbench201", "sampled") for settings in SETTINGS),
+    *(({"name": name}, space, "darts") for name in RULES for space in SPACES),
+]
+
+
+def searched(space: str = "nasbench201", method: Any = "darts") -> SearchTrial:
+    """A search that is over; a fresh one with every call."""
+    trial = small_search(method, space=space, epochs=1)
+    trial.load_state_dict(_state_after_the_search(space, method))
+    return trial
+
+
+@lru_cache
+def _state_after_the_search(space: str, method: str) -> dict[str, Any]:
+    trial = small_search(method, space=space, epochs=1)
+    trial.run()
+    return trial.state_dict()
+
+
+def plain(selected: Selected) -> list[Any]:
+    """What a rule found, as values that can be compared."""
+    scores = {path: leaf.tolist() for path, leaf in flat(selected.scores).items()}
+    return [selected.genotype.hash, scores]
+
+
+def test_there_are_rules() -> None:
+    assert {"magnitude", "operation_strength"} <= set(RULES)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_it_is_described(name: str) -> None:
+    info = plugins.describe("selections", name)
+    module = plugins.load("selections", name)
+    assert isinstance(module, types.ModuleType)
+    assert info.summary.endswith(".")
+    assert info.source == module.SOURCE != ""
+    assert info.results_version == module.RESULTS_VERSION >= 1
+
+
+@pytest.mark.parametrize(("settings", "space", "method"), CASES, ids=label)
+def test_the_choice_is_one_of_the_space(settings: dict[str, Any], space: str, method: str) -> None:
+    trial = searched(space, method)
+    selected = trial.select(settings)
+    trial.space.check(selected.genotype)
+    assert Genotype.from_json(json.loads(json.dumps(selected.genotype.to_json()))) == (
+        selected.genotype
+    )
+    # The scores stand in the place of op weights: what was chosen is what they say.
+    assert trial.space.discretize(selected.scores) == selected.genotype
+
+
+@pytest.mark.parametrize(("settings", "space", "method"), CASES, ids=label)
+def test_it_leaves_the_trial_bit_for_bit(settings: dict[str, Any], space: str, method: str) -> None:
+    trial, untouched = searched(space, method), searched(space, method)
+    assert differences(trial, untouched) == []
+    everywhere = torch.get_rng_state()
+    first = trial.select(settings)
+    # The whole state, draws and batches included.
+    assert differences(trial, untouched) == []
+    assert torch.equal(torch.get_rng_state(), everywhere)
+    assert plain(trial.select(settings)) == plain(first)
+    bilevel = trial._bilevel
+    assert all(leaf.grad is None for leaf in (*bilevel.weights, *bilevel.alphas.values()))
+    assert bilevel.weight_lr(0) == untouched._bilevel.weight_lr(0)
+    op_weights = (t._bilevel.relaxed(t._bilevel.point(0)) for t in (trial, untouched))
+    assert torch.equal(*(torch.cat([m.flatten() for m in q.values()]) for q in op_weights))
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=label)
+def test_a_search_goes_on_after_a_look_as_if_there_had_been_none(settings: dict[str, Any]) -> None:
+    straight, looked_at = small_search(batch_size=24), small_search(batch_size=24)
+    straight.run()
+    while not looked_at.finished:
+        looked_at.select(settings)
+        looked_at.run_epoch()
+    assert differences(straight, looked_at) == []
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=label)
+def test_a_resumed_search_equals_the_uninterrupted_one(settings: dict[str, Any]) -> None:
+    method = {"name": "darts", "select": settings}
+    straight = small_search(method, batch_size=24)
+    straight.run()
+    stopped = small_search(method, batch_size=24)
+    for epochs_done in range(4):
+        resumed = small_search(method, batch_size=24)
+        resumed.load_state_dict(stopped.state_dict())
+        assert resumed.epoch == epochs_done
+        resumed.run()
+        assert differences(straight, resumed) == []
+        if not stopped.finished:
+            stopped.run_epoch()
+
+
+@pytest.mark.parametrize(("name", "field"), FIELDS, ids=str)
+def test_every_setting_changes_what_is_found(name: str, field: str) -> None:
+    trial = searched()
+    tried = 0
+    for base, changed in changes(name, field):
+        tried += 1
+        if plain(trial.select(base)) != plain(trial.select(changed)):
+            return
+    pytest.fail(f"{name}.{field} has no effect in {tried} comparisons")
