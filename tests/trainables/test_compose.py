@@ -153,7 +153,7 @@ def test_the_logs_of_both_methods_are_kept(tmp_path: Path, monkeypatch: pytest.M
         ),
         (
             {"name": "darts", "perturb": {"name": "ms_darts", "genotype_of": "best_epoch"}},
-            r"method\.perturb\.genotype_of is not a setting",
+            r"method\.perturb\.genotype_of cannot be given here",
         ),
         (
             {"name": "darts", "alpha_gradient": {"name": "unrolled", "perturb": "sdarts_rs"}},
