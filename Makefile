@@ -34,8 +34,9 @@ quickstart: $(STAMP)
 	  $(BIN)/nas run experiments/quickstart.yaml; \
 	fi
 
+# One worker a core; the tests that start Ray share one worker, since each of them fills the machine.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

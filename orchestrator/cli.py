@@ -48,7 +48,7 @@ def options(
         typer.Option(
             "--plugins",
             metavar="DIR",
-            help="Folder with your own methods/, spaces/, datasets/ or selections/; repeatable.",
+            help="Folder with methods/, spaces/, datasets/ and so on of your own; repeatable.",
         ),
     ] = None,
     _version: Annotated[

@@ -36,6 +36,9 @@ from functools import partial
 
 from trainables.method import Method, softmax
 
+# One after the other, also where tests run side by side: each run of Ray fills the machine.
+pytestmark = pytest.mark.xdist_group("ray")
+
 SOURCE = "a test"
 RESULTS_VERSION = 1
 
