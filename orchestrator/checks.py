@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from orchestrator import factors
-from orchestrator.dimensions import without_words
 from orchestrator.errors import ConfigError
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import Experiment, sweep_word
 from orchestrator.sweep_words import candidates
 from spaces.core import plugins
 from spaces.core.errors import PluginSettingsError
+
+_COMBINATIONS = 1000  # more extremes of a method's settings add only time
 
 
 def visible_gpus() -> int | None:
@@ -116,10 +120,10 @@ def check_methods(experiment: Experiment) -> None:
     problems: list[str] = []
     for block in factors.blocks(experiment):
         epochs = min(candidates(block.tree["search"]["epochs"]))
-        for method in block.tree["method"].get("choice", [block.tree["method"]]):
-            plain = without_words(method)
-            name, config = plugins.make_config("methods", plain)
+        extremes = itertools.islice(_extremes(block.tree["method"]), _COMBINATIONS)
+        for plain in extremes:
             try:
+                name, config = plugins.make_config("methods", plain)
                 build_method(name, config, epochs=epochs)
                 build_selection(experiment.selection, plain)
                 if plain.get("select") and experiment.selection != {"name": "magnitude"}:
@@ -129,6 +133,19 @@ def check_methods(experiment: Experiment) -> None:
     if problems:
         lines = (f"{experiment.name}: {problem}" for problem in dict.fromkeys(problems))
         raise ConfigError("\n".join(lines))
+
+
+def _extremes(node: Any) -> Iterator[Any]:
+    """Yield a part of an experiment with each drawn value at each of its candidates."""
+    if sweep_word(node) is not None:
+        for candidate in candidates(node):
+            yield from _extremes(candidate)
+    elif isinstance(node, Mapping):
+        options = [list(_extremes(value)) for value in node.values()]
+        for values in itertools.product(*options):
+            yield dict(zip(node, values, strict=True))
+    else:
+        yield node
 
 
 def _nvidia_devices() -> int:

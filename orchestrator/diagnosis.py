@@ -79,14 +79,15 @@ def diagnose(groups: Mapping[str, Sequence[Row]]) -> list[Diagnosis]:
         if not rows:
             continue
         last = [row.curve[-1] for row in rows]
+        chosen = [row.curve[(row.genotype_epoch or len(row.curve)) - 1] for row in rows]
         margins = _numbers(last, "top1_margin")
         ranges = _numbers(last, "alpha_range")
         found.append(
             Diagnosis(
                 label=label,
                 n=len(rows),
-                skip_share=summarize(_numbers(last, "skip_share")),
-                collapsed=sum(entry.get("collapsed") == 1 for entry in last),
+                skip_share=summarize(_numbers(chosen, "skip_share")),
+                collapsed=sum(entry.get("collapsed") == 1 for entry in chosen),
                 undecided=_undecided(last),
                 margin=sum(margins) / len(margins) if margins else None,
                 logit_range=sum(ranges) / len(ranges) if ranges else None,

@@ -172,7 +172,7 @@ def _schedule(unit: Unit) -> str:
     """Return how a method's own values go over the epochs, or "" where it has none."""
     import torch
 
-    from trainables.compose import build_method
+    from trainables.compose import build_method, build_selection
     from trainables.method import SearchPoint
 
     name, config = plugins.make_config("methods", unit.settings["method"])
@@ -188,7 +188,11 @@ def _schedule(unit: Unit) -> str:
     ]
     if start := method.first_alpha_epoch(unit.epochs):
         parts.insert(0, f"alphas rest for {start} of {unit.epochs} epochs")
-    if method.genotype_of == "best_epoch":
+    rule = build_selection(unit.settings["selection"], unit.settings["method"])
+    if rule.at_end is not None:
+        chosen = unit.settings["method"].get("select") or unit.settings["selection"]
+        parts.append(f"genotype by {chosen['name']} after the last epoch, its time not counted")
+    elif method.genotype_of == "best_epoch":
         parts.append("genotype of the best epoch")
     return ", ".join(parts)
 

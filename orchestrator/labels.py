@@ -60,16 +60,17 @@ def _defaults(kind: str, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     fields = dataclasses.fields(plugins.describe(kind, name).config)
     defaults = {field.name: plain(field.default) for field in fields}
     for key, slot in plugins.SLOTS.items():
-        for filling in {part[key]["name"] for part in parts if _is_part(part.get(key))}:
+        for filling in sorted({part[key]["name"] for part in parts if _is_part(part.get(key))}):
             own = dataclasses.fields(plugins.describe(slot.kind, filling).own)
-            defaults |= {f"{key}.{field.name}": plain(field.default) for field in own}
+            defaults |= {f"{key}.{filling}.{f.name}": plain(f.default) for f in own}
     return defaults
 
 
 def _differences(parts: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[str]:
     """Return "key=value ..." of the keys in which the parts differ.
 
-    A part of a part is named by its plug-in, and its settings count only among those that have it.
+    A part from another plug-in is always named; its settings count among those alone that have the
+    same one.
     """
     parts = [_flat(part) for part in parts]
     keys = list(dict.fromkeys(key for part in parts for key in part if key != "name"))
@@ -79,24 +80,31 @@ def _differences(parts: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
         having = texts
         if "." in key:
             having = [text for text, part in zip(texts, parts, strict=True) if key in part]
-        if len(set(having)) == 1:
+        if len(set(having)) == 1 and key not in plugins.SLOTS:
             continue
         for index, part in enumerate(parts):
             if key in part and (_is_number(part[key]) or part[key] != defaults.get(key, parts)):
-                words[index].append(f"{key}={texts[index]}")
+                words[index].append(f"{_shown(key)}={texts[index]}")
     return [" ".join(row) for row in words]
 
 
 def _flat(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {"perturb": name, "perturb.radius_max": ...} for {"perturb": {"name": name, ...}}."""
+    """Return {"perturb": NAME, "perturb.NAME.radius": 1} for {"perturb": {"name": NAME, ...}}."""
     flat: dict[str, Any] = {}
     for key, value in part.items():
         if _is_part(value):
-            flat[key] = value["name"]
-            flat |= {f"{key}.{inner}": item for inner, item in value.items() if inner != "name"}
+            name = flat[key] = value["name"]
+            inside = {inner: item for inner, item in value.items() if inner != "name"}
+            flat |= {f"{key}.{name}.{inner}": item for inner, item in inside.items()}
         else:
             flat[key] = value
     return flat
+
+
+def _shown(key: str) -> str:
+    """Return "perturb.radius" for "perturb.NAME.radius"; the name is said by itself."""
+    slot, *rest = key.split(".")
+    return f"{slot}.{rest[-1]}" if rest else slot
 
 
 def _is_part(value: Any) -> bool:

@@ -16,6 +16,7 @@ from orchestrator.study import Study
 
 Run = tuple[Study, Row]
 _LEVELS = 16
+_MOST_RUNS = 12
 
 
 def find_runs(texts: Sequence[str], root: Path) -> list[Run]:
@@ -33,6 +34,7 @@ def find_runs(texts: Sequence[str], root: Path) -> list[Run]:
     for text in texts:
         name, colon, key = text.partition(":")
         study = Study.open(name, root)
+        study.experiment  # noqa: B018 (makes the study's own plug-ins known)
         rows = [row for row in study.rows("search") if row.status == "finished"]
         stored = [row for row in rows if row.final and (study.path / row.final).is_file()]
         if colon:
@@ -49,9 +51,17 @@ def find_runs(texts: Sequence[str], root: Path) -> list[Run]:
         if not stored:
             raise StudyError(f"{study.name} has no finished search with a stored final.pt.")
         for group in by_label(stored).values():
-            best = max(group, key=lambda row: (row.value("val_accuracy") or 0.0, -row.seed))
+            best = max(
+                group, key=lambda row: (row.genotype_value("val_accuracy") or 0.0, -row.seed)
+            )
             found.append((study, best))
-    return list({(study.path, row.key): (study, row) for study, row in found}.values())
+    runs = list({(study.path, row.key): (study, row) for study, row in found}.values())
+    if len(runs) > _MOST_RUNS:
+        raise StudyError(
+            f"{len(runs)} searches are meant, and a drawing has room for {_MOST_RUNS}. Name them "
+            f"by key, as {runs[0][0].name}:{runs[0][1].key}."
+        )
+    return runs
 
 
 def measure(
@@ -78,6 +88,8 @@ def measure(
     measured: list[Run] = []
     for count, (study, row) in enumerate(runs, start=1):
         with study.hold(), Outbox(study.outbox) as outbox:
+            # As it is now: another command may have added to it.
+            row = study.ledger.read(row.key) or row
             trial = open_final(
                 study.path / str(row.final), dataset=row.settings["dataset"], device=device
             )

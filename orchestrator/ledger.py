@@ -164,21 +164,32 @@ class Row:
                 raise ValueError(f"{name} has the wrong type: {getattr(self, name)!r:.80}")
         if self.stage not in get_args(Stage) or self.status not in get_args(Status):
             raise ValueError(f"stage {self.stage!r} or status {self.status!r} is not known")
-        if not 0 < (self.genotype_epoch or 1) <= max(1, len(self.curve)):
+        if self.genotype_epoch is not None and not 1 <= self.genotype_epoch <= len(self.curve):
             raise ValueError(f"genotype_epoch {self.genotype_epoch} is not in its curve")
         if not all(isinstance(entry, dict) for entry in self.curve):
             raise ValueError("every entry of curve must be a mapping")
 
     def value(self, metric: str) -> float | None:
-        """Return `metric` at the genotype's epoch, the last one that has it as a finite number."""
-        entries = self.curve[::-1]
+        """Return `metric` at the last epoch of the curve that has it as a finite number."""
+        return _first(self.curve[::-1], metric)
+
+    def genotype_value(self, metric: str) -> float | None:
+        """Return `metric` at the epoch that the genotype is of.
+
+        Where a method takes the best epoch's, that is a maximum over epochs: it ranks the seeds of
+        one method, and is not compared with the last epoch's of another.
+        """
         if self.genotype_epoch and self.status in ("finished", "stopped"):
-            entries = [self.curve[self.genotype_epoch - 1], *entries]
-        for entry in entries:
-            number = entry.get(metric)
-            if isinstance(number, int | float) and math.isfinite(number):
-                return float(number)
-        return None
+            return _first([self.curve[self.genotype_epoch - 1]], metric)
+        return self.value(metric)
+
+
+def _first(entries: Iterable[Mapping[str, Any]], metric: str) -> float | None:
+    for entry in entries:
+        number = entry.get(metric)
+        if isinstance(number, int | float) and math.isfinite(number):
+            return float(number)
+    return None
 
 
 def with_selections(rows: Iterable[Row]) -> list[Row]:
@@ -191,10 +202,12 @@ def with_selections(rows: Iterable[Row]) -> list[Row]:
     for row in rows:
         found.append(row)
         for name, result in row.selections.items():
-            other = replace(row, config_id=f"{row.config_id}-{name}", selections={})
+            # Chosen from the supernet of the last epoch, whichever the search's own genotype is of.
+            other = replace(row, genotype_epoch=None, selections={})
             found.append(
                 replace(
                     other,
+                    config_id=f"{row.config_id}-{name}",
                     label=f"{row.label or row.method} select={result['label']}",
                     genotype=result["genotype"],
                     genotype_hash=result["genotype_hash"],

@@ -138,7 +138,7 @@ def search_key(configuration: Configuration, identity: Identity, seed: int) -> s
         "search",
         {
             **{kind: settings[kind] for kind in ("method", "space", "search", "selection")},
-            "results_version": _results_version(settings["method"]),
+            "results_version": _results_version(settings["method"], settings["selection"]),
             "dataset": dict(identity.dataset),
             "plugins": identity.plugins,
             "seed": seed,
@@ -146,15 +146,14 @@ def search_key(configuration: Configuration, identity: Identity, seed: int) -> s
     )
 
 
-def _results_version(method: Mapping[str, Any]) -> int | list[Any]:
-    """Return the version of a method's results, with those of the parts it takes from elsewhere."""
-    version = plugins.describe("methods", method["name"]).results_version
+def _results_version(method: Mapping[str, Any], selection: Mapping[str, Any]) -> list[Any]:
+    """Return the versions of the results of a method, of its selection and of its other parts."""
+    filled = {"select": selection} | {k: v for k, v in method.items() if v and k in plugins.SLOTS}
     parts = [
-        [key, plugins.describe(slot.kind, method[key]["name"]).results_version]
-        for key, slot in plugins.SLOTS.items()
-        if method.get(key) is not None
+        [key, plugins.describe(plugins.SLOTS[key].kind, part["name"]).results_version]
+        for key, part in sorted(filled.items())
     ]
-    return [version, *parts] if parts else version
+    return [plugins.describe("methods", method["name"]).results_version, *parts]
 
 
 def retrain_units(
@@ -296,7 +295,8 @@ def _grouped(experiment: Experiment, rows: Sequence[Row]) -> dict[str, list[Row]
 def _best_first(rows: Sequence[Row]) -> list[Row]:
     """Sort by validation accuracy of the last epoch; ties by label and seed, never by chance."""
     return sorted(
-        rows, key=lambda row: (-(row.value("val_accuracy") or 0.0), row.config_id, row.seed)
+        rows,
+        key=lambda row: (-(row.genotype_value("val_accuracy") or 0.0), row.config_id, row.seed),
     )
 
 
@@ -311,7 +311,10 @@ def method_group(experiment: Experiment, method: Mapping[str, Any]) -> str:
     """
     word = sweep_word(experiment.method)
     alternatives = experiment.method[word] if word else [experiment.method]
-    fixed = [without_words(alternative) for alternative in alternatives]
+    # A grid of plug-ins for a part is a choice of methods too.
+    fixed = [
+        without_words(filled) for alternative in alternatives for filled in _filled(alternative)
+    ]
     labels = plugin_labels("methods", fixed)
     matching = [
         (-len(canonical(alternative)), label)
@@ -320,6 +323,15 @@ def method_group(experiment: Experiment, method: Mapping[str, Any]) -> str:
     ]
     # The one that says most: plain darts agrees with darts and a part from elsewhere too.
     return min(matching)[1] if matching else str(method["name"])
+
+
+def _filled(alternative: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return an alternative once for each combination of its parts' grids of plug-ins."""
+    filled = [dict(alternative)]
+    for key in plugins.SLOTS:
+        if sweep_word(alternative.get(key)) == "grid":
+            filled = [{**each, key: part} for each in filled for part in alternative[key]["grid"]]
+    return filled
 
 
 def _agrees(method: Any, fixed: Any) -> bool:

@@ -149,8 +149,13 @@ def _result(label: str, group: Sequence[Row], retrains: Sequence[Row]) -> Result
     if scored:
         # Among equal accuracies the genotype that was retrained is meant, then the lowest seed.
         best = max(
-            scored, key=lambda pair: (pair[1], pair[0].genotype_hash in tested, -pair[0].seed)
-        )[0]
+            (row for row, _ in scored),
+            key=lambda row: (
+                row.genotype_value("val_accuracy") or 0.0,
+                row.genotype_hash in tested,
+                -row.seed,
+            ),
+        )
     tests = _test_accuracies(retrains, best.genotype_hash if best else None)
     times = [row.cost["time_s"] for row in finished if "time_s" in row.cost]
     return Result(
@@ -214,7 +219,8 @@ def caption(results: Sequence[Result]) -> list[str]:
     lines = [
         f"Interval: {METHOD}, for {MIN_SEEDS} seeds or more; a dash stands where there are fewer.",
         "Val accuracy is the supernet's on the validation split after the last epoch; the genotype "
-        "is that of the seed with the best one, and retraining it reads the test split.",
+        "is that of the seed with the best one (for a method that takes the genotype of its best "
+        "epoch, after that epoch), and retraining it reads the test split.",
         "Search time is the mean of a finished search.",
     ]
     if any(result.searched and result.accuracy.n < result.asked for result in results):

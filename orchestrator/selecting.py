@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,6 +49,7 @@ def plan(study: Study, rule: str | Mapping[str, Any]) -> Plan:
         PluginSettingsError: It does not take these settings.
         StudyError: No finished search has a stored supernet.
     """
+    use_plugins(study)
     name, config = plugins.make_config("selections", rule, where="rule")
     settings = plugins.settings_of(name, config)
     defaults = plugins.settings_of(*plugins.make_config("selections", name))
@@ -64,9 +66,27 @@ def plan(study: Study, rule: str | Mapping[str, Any]) -> Plan:
             f"{study.name}: no search has its final.pt (keep: {study.experiment.keep}), and "
             f"{name} needs the trained supernet. Run the study with keep: all."
         )
-    todo = [row for row in stored if called not in row.selections]
+    version = plugins.describe("selections", name).results_version
+    todo = [row for row in stored if not _is_done(row, called, version)]
     done, missing = len(stored) - len(todo), len(rows) - len(stored)
     return Plan(settings, called, label, todo, done, missing)
+
+
+def use_plugins(study: Study) -> None:
+    """Make known the plug-ins that the study was made with, then those that the user names.
+
+    Rows are opened with what they were searched with; a rule may be newer than the study.
+    """
+    given = plugins.plugin_folders()
+    study.experiment  # noqa: B018 (sets the folders of its snapshot)
+    own = plugins.plugin_folders()
+    folders = dict.fromkeys([*own, *given])
+    if folders:
+        os.environ[plugins.ENVIRONMENT_VARIABLE] = os.pathsep.join(map(str, folders))
+
+
+def _is_done(row: Row, name: str, version: int) -> bool:
+    return name in row.selections and row.selections[name].get("results_version") == version
 
 
 def select(
@@ -92,22 +112,28 @@ def select(
     Raises:
         StudyError: The study is running.
     """
+    from torch import OutOfMemoryError
+
     from trainables.stored import open_final
 
+    version = plugins.describe("selections", planned.rule["name"]).results_version
     failed: list[tuple[Row, str]] = []
     with study.hold(), Outbox(study.outbox) as outbox:
         for count, row in enumerate(planned.todo, start=1):
             start = time.perf_counter()
+            # As it is now: another command may have added to it.
+            row = study.ledger.read(row.key) or row
             try:
                 trial = open_final(
                     study.path / str(row.final), dataset=row.settings["dataset"], device=device
                 )
                 found = trial.select(planned.rule)
-            except NasError as error:
+            except (NasError, MemoryError, OutOfMemoryError) as error:
                 failed.append((row, str(error)))
                 continue
             result = {
                 "rule": planned.rule,
+                "results_version": version,
                 "label": planned.label,
                 "genotype": found.genotype.to_json(),
                 "genotype_hash": found.genotype.hash,

@@ -77,8 +77,10 @@ def check_fields(
             problems.add(at, f"{where}.{plugins.not_a_setting(key, specs, owner)}")
             continue
         slot = specs[key].hint
+        if value is None and _left_out(key, specs[key]):
+            continue
         if isinstance(slot, plugins.Slot):
-            part = value if value is None else _check_part(slot, value, at, problems, words)
+            part = _check_part(slot, value, at, problems, words)
             if part is not None:
                 values[key] = part
             continue
@@ -108,10 +110,8 @@ def _check_part(
     slot: plugins.Slot, node: Any, where: str, problems: Problems, words: Sequence[str]
 ) -> dict[str, Any] | None:
     """Return a plug-in that fills a slot, with its own settings; a grid of plug-ins may be it."""
-    grids = [word for word in words if word == "grid"]
-    inside = [*grids, *(word for word in words if word not in ("grid", "choice"))]
-    inside += ["choice"] if "choice" in words and sweep_word(node) != "choice" else []
-    found = check_plugin(slot.kind, node, where, problems, words=inside, own=True)
+    choosing = ["grid"] if "grid" in words else []
+    found = check_plugin(slot.kind, node, where, problems, words=words, choosing=choosing, own=True)
     if found is None:
         return None
     for item in found.get("grid", [found]):
@@ -163,6 +163,7 @@ def check_plugin(
     problems: Problems,
     *,
     words: Sequence[str] = (),
+    choosing: Sequence[str] = ("grid", "choice"),
     own: bool = False,
 ) -> dict[str, Any] | None:
     """Return a plug-in with all its settings, {"name": ..., ...}, or a sweep word over such.
@@ -173,6 +174,7 @@ def check_plugin(
         where: Key of the file, for messages.
         problems: Takes what is wrong.
         words: Sweep words that may be used here.
+        choosing: Those of them that may choose between plug-ins.
         own: Whether to take only its own settings, without those of every method.
 
     Returns:
@@ -181,12 +183,13 @@ def check_plugin(
     if isinstance(node, str):
         node = {"name": node}
     if not isinstance(node, Mapping):
-        expected = f"a name or a mapping with a name{_or_words(words)}"
+        choosing = [word for word in choosing if word in words]
+        expected = f"a name or a mapping with a name{_or_words(choosing)}"
         problems.add(where, f"{where} must be {expected}, got {node!r}.")
         return None
     used = [word for word in node if word in SWEEP_WORDS]
     if used:
-        return _check_alternatives(kind, node, used[0], where, problems, words, own=own)
+        return _check_alternatives(kind, node, used[0], where, problems, words, choosing, own=own)
     if "name" not in node:
         problems.add(where, f"{where}.name is missing, got keys {[*node]!r}.")
         return None
@@ -217,6 +220,7 @@ def _check_alternatives(
     where: str,
     problems: Problems,
     words: Sequence[str],
+    choosing: Sequence[str],
     *,
     own: bool,
 ) -> dict[str, Any] | None:
@@ -224,8 +228,8 @@ def _check_alternatives(
     if len(node) > 1:
         problems.add(at, f"{where} must be either {word} alone or settings, got {[*node]!r}.")
         return None
-    if word not in words or word not in ("grid", "choice"):
-        allowed = [allowed for allowed in words if allowed in ("grid", "choice")]
+    allowed = [each for each in choosing if each in words]
+    if word not in allowed:
         must = f"use {' or '.join(allowed)}" if allowed else "be one fixed plug-in"
         problems.add(where, f"{where} must {must} here, got {word}.")
         return None
@@ -237,7 +241,16 @@ def _check_alternatives(
     # A grid factor is an outer block; inside something that is drawn it would have no meaning.
     inner = words if word == "grid" else [w for w in words if w != "grid"]
     items = [
-        check_plugin(kind, item, f"{at}[{index}]", problems, words=inner, own=own)
+        check_plugin(
+            kind,
+            item,
+            f"{at}[{index}]",
+            problems,
+            words=inner,
+            # A part's alternatives are one flat list.
+            choosing=() if own else choosing,
+            own=own,
+        )
         for index, item in enumerate(node[word])
     ]
     found = [item for item in items if item is not None]

@@ -18,7 +18,7 @@ from spaces.core.errors import NasError
 # MLflow's own limits: longer values are cut by it, with a warning.
 _PARAM_LENGTH, _TAG_LENGTH = 6000, 5000
 # An earlier section keeps the plain name of a setting that a later one has too.
-_SECTIONS = ("search", "retrain", "space", "method", "selection")
+_SECTIONS = ("search", "retrain", "space", "method", "selection", "diagnostics")
 _RUN_STATUS = {
     "running": "KILLED",  # a partial row whose driver is gone
     "finished": "FINISHED",
@@ -116,6 +116,8 @@ def flat_params(row: Row) -> dict[str, str]:
     params["seed"] = str(row.seed)
     for section in _SECTIONS:
         settings = row.settings.get(section)
+        if section == "selection" and "select" in params:
+            continue  # the method's own rule stands in its place
         if isinstance(settings, str):
             params.setdefault(section, settings)
         if not isinstance(settings, Mapping):

@@ -244,6 +244,9 @@ def _diagnostics(value: Any, problems: Problems) -> dict[str, dict[str, Any]]:
             problems.add(at, f"{at} is no diagnostic.{has}")
             continue
         kind = DIAGNOSTICS[name]
+        if settings is None:
+            problems.add(at, f"{at} must be a mapping of settings, got None; {{}} has defaults.")
+            continue
         rest = check_mapping(settings, at, problems)
         if rest is None:
             continue

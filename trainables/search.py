@@ -60,7 +60,7 @@ from trainables.timing import Stopwatch, peak_memory_bytes, reset_peak_memory
 
 Entry = dict[str, Any]
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 TIME_FIELDS = (
     "alpha_step_time_s",
     "weight_step_time_s",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,13 @@ def test_a_search_is_undecided_where_its_margin_is_below_the_spread() -> None:
     assert diagnose({"darts": rows[:1]})[0].undecided is None
     assert diagnose({"darts": [search_row("a", 0, [0.5]), *rows]})[0].undecided is None
     assert diagnose({"darts": [search_row("a", 0, [], status="failed")]}) == []
+
+
+def test_the_genotype_is_that_of_its_own_epoch() -> None:
+    rows = [row(seed, [0.5, 0.5], 0.1, skip_share=1.0, collapsed=1) for seed in (0, 1)]
+    best = [replace(each, genotype_epoch=1) for each in rows]
+    (line,) = diagnose({"ms_darts": best})
+    assert (line.skip_share.mean, line.collapsed) == (0.25, 0)
 
 
 def test_probed_takes_the_epochs_that_all_have() -> None:

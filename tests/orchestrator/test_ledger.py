@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import StudyError
-from orchestrator.ledger import ROW_FORMAT, Ledger, Row, read_row, replace_file, row_key, write_row
+from orchestrator.ledger import (
+    ROW_FORMAT,
+    Ledger,
+    Row,
+    read_row,
+    replace_file,
+    row_key,
+    with_selections,
+    write_row,
+)
 from tests.orchestrator.fake_driver import genotype, make_row
 
 
@@ -140,6 +149,24 @@ def test_every_field_of_the_wrong_type_is_noticed() -> None:
     for name in (field.name for field in fields(Row)):
         with pytest.raises((ValueError, StudyError)):
             Row.from_json({**form, name: object()})
+
+
+def test_the_last_epoch_compares_rows_and_the_genotypes_epoch_ranks_seeds() -> None:
+    curve = [{"epoch": e, "val_accuracy": v} for e, v in enumerate((0.5, 0.9, 0.7), start=1)]
+    last = replace(make_row(), curve=curve)
+    best = replace(last, genotype_epoch=2)
+    assert (last.value("val_accuracy"), last.genotype_value("val_accuracy")) == (0.7, 0.7)
+    assert (best.value("val_accuracy"), best.genotype_value("val_accuracy")) == (0.7, 0.9)
+    diverged = replace(best, status="diverged")
+    assert diverged.genotype_value("val_accuracy") == 0.7
+    # A rule that looked at the supernet later saw that of the last epoch.
+    result = {"label": "rule", "genotype": last.genotype, "genotype_hash": "x"}
+    _, other = with_selections([replace(best, selections={"rule": result})])
+    assert other.genotype_value("val_accuracy") == 0.7
+    assert other.label.endswith("select=rule")
+    for wrong in (0, 4):
+        with pytest.raises(ValueError, match="not in its curve"):
+            Row.from_json(best.to_json() | {"genotype_epoch": wrong})
 
 
 def test_a_newer_format_is_no_damage(ledger: Ledger) -> None:

@@ -38,6 +38,7 @@ search: {epochs: 1, batch_size: 256, alpha_lr: 0.05}
 retrain: {epochs: 1, batch_size: 32, channels: 4, cells: 1}
 """
 RULE = "operation_strength"
+ROOT = Path(__file__).resolve().parents[2]
 IDENTITY = Identity({"name": "digits", "digest": "0" * 16}, None, None, {"cpu": 1.0, "gpu": 0.0})
 
 
@@ -255,3 +256,24 @@ def test_wrong_words_are_explained(
         main([*words, "--root", str(study.root)])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_studys_own_plugins_are_used_and_a_newer_rule_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = (ROOT / "trainables/methods/darts.py").read_text()
+    (tmp_path / "old/methods").mkdir(parents=True)
+    (tmp_path / "old/methods/own_darts.py").write_text(source)
+    (tmp_path / "new/selections").mkdir(parents=True)
+    rule = (ROOT / "trainables/selection/magnitude.py").read_text()
+    (tmp_path / "new/selections/own_rule.py").write_text(rule)
+    monkeypatch.setenv("NAS_PLUGINS", str(tmp_path / "old"))
+    made = make_study(tmp_path / "studies", YAML.replace("darts", "own_darts"))
+    planning.snapshot_plugins(made.plugins)
+    searched(made, 0)
+    # Another process: it knows nothing of the old folder, and names one with a rule.
+    monkeypatch.setenv("NAS_PLUGINS", str(tmp_path / "new"))
+    opened = Study.open("tiny", tmp_path / "studies")
+    failed = selecting.select(opened, selecting.plan(opened, "own_rule"), device="cpu")
+    assert failed == []
+    assert "own_rule" in opened.rows()[0].selections

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
-from trainables.implicit import AlphaStep, BilevelProblem, amended, product_of
-from trainables.method import Method, SearchPoint
+from spaces.core import plugins
+from trainables.method import Method
 
 SOURCE = "Bi et al.: Stabilizing DARTS with Amended Gradient Estimation, arXiv 1910.11831"
 RESULTS_VERSION = 1
@@ -16,7 +15,7 @@ PROVIDES = ("alpha_gradient",)
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of Amended-DARTS.
+    """Settings of Amended-DARTS; those of the alpha gradient `amended`.
 
     Attributes:
         eta: Amending coefficient. The default is that of public code which cites the paper; the
@@ -46,20 +45,10 @@ class Config:
             )
 
 
-def amended_gradient(problem: BilevelProblem, _at: SearchPoint, *, config: Config) -> AlphaStep:
-    """Return g1 - eta A H v; see `trainables.implicit.amended` for what is known of its sign.
+def build(config: Config) -> Method:
+    """Return the method.
 
     H and A are those of the training loss at the clean op weights, also where a perturbation is
-    combined with it.
+    combined with it; see `trainables.implicit.amended` for what is known of the term's sign.
     """
-    return amended(
-        problem,
-        product_of(config.product, config.probe_radius),
-        eta=config.eta,
-        weight_decay=problem.weight_decay if config.decay_in_hessian else 0.0,
-    )
-
-
-def build(config: Config) -> Method:
-    """Return the method."""
-    return Method(alpha_gradient=partial(amended_gradient, config=config))
+    return Method(alpha_gradient=plugins.load("alpha_gradients", "amended").build(config))

@@ -143,7 +143,11 @@ def log_schedules(at: SearchPoint, *, config: Config) -> Mapping[str, float]:
 
 
 def build(config: Config) -> Method:
-    """Return the method: alphas rest in the first 5 of 40 epochs; the best epoch's genotype."""
+    """Return the method: alphas rest in the first 5 of 40 epochs; the best epoch's genotype.
+
+    A rule that chooses once after the last epoch goes before the best epoch's genotype. As the
+    perturbation of another method it brings neither of the two.
+    """
     return Method(
         perturb=partial(mean_shift, config=config),
         log=partial(log_schedules, config=config),

@@ -1,0 +1,209 @@
+"""Methods made of parts, as experiments, labels, groups and keys see them."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator import factors, planning
+from orchestrator.checks import check_methods
+from orchestrator.config import load_experiment
+from orchestrator.errors import ConfigError
+from orchestrator.experiment import Experiment
+from orchestrator.labels import plugin_labels
+from orchestrator.tracking_view import flat_params
+from spaces.core import plugins
+from tests.orchestrator.fake_driver import make_row
+
+YAML = """
+name: study
+space: nasbench201
+dataset: digits
+method: darts
+search: {epochs: 50}
+tune: {num_samples: 1}
+"""
+
+
+def load(tmp_path: Path, method: str, *overrides: str) -> Experiment:
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        YAML if "choice" in method or "uniform" in method else YAML.rpartition("tune")[0]
+    )
+    return load_experiment(file, [f"method={method}", *overrides])
+
+
+def full(settings: dict[str, Any]) -> dict[str, Any]:
+    return plugins.settings_of(*plugins.make_config("methods", settings))
+
+
+def labels_of(experiment: Experiment) -> list[str]:
+    return list(factors.label(factors.configurations(experiment)).values())
+
+
+def test_parts_are_always_said_and_compared_with_their_own_kind() -> None:
+    rs = {"name": "darts", "perturb": "sdarts_rs"}
+    ms = {"name": "darts", "perturb": "ms_darts"}
+    assert plugin_labels("methods", [full(rs)]) == ["darts perturb=sdarts_rs"]
+    # radius_start is 0.03 by default in one and None in the other: neither differs from its own.
+    assert plugin_labels("methods", [full(rs), full(ms)]) == [
+        "darts perturb=sdarts_rs",
+        "darts perturb=ms_darts",
+    ]
+    wide = {"name": "darts", "perturb": {"name": "ms_darts", "radius_max": 0.5}}
+    assert plugin_labels("methods", [full(rs), full(ms), full(wide)]) == [
+        "darts perturb=sdarts_rs",
+        "darts perturb=ms_darts perturb.radius_max=0.25",
+        "darts perturb=ms_darts perturb.radius_max=0.5",
+    ]
+
+
+def test_swept_settings_of_a_part_are_dimensions_of_their_own(tmp_path: Path) -> None:
+    experiment = load(
+        tmp_path,
+        "{name: darts, perturb: {name: sdarts_adv, radius_max: {uniform: [0.1, 0.2]},"
+        " steps: {grid: [3, 7]}}}",
+    )
+    blocks = factors.blocks(experiment)
+    assert [block.tree["method"]["perturb"]["steps"] for block in blocks] == [3, 7]
+    (dimension,) = blocks[0].dimensions
+    assert (dimension.name, dimension.path) == ("method.perturb.radius_max",) * 2
+    found = factors.sample(blocks[0], np.random.default_rng(0))
+    drawn = found.settings["method"]["perturb"]["radius_max"]
+    assert 0.1 <= drawn <= 0.2
+    assert found.params == {"method.perturb.radius_max": drawn}
+    assert factors.configuration(blocks[0], found.params) == found
+    override = load(tmp_path, "{name: darts, perturb: sdarts_rs}", "method.perturb.radius_max=0.2")
+    assert override.method["perturb"]["radius_max"] == 0.2
+
+
+def test_a_grid_of_parts_is_a_choice_of_methods(tmp_path: Path) -> None:
+    experiment = load(tmp_path, "{name: darts, perturb: {grid: [sdarts_rs, sdarts_adv]}}")
+    assert labels_of(experiment) == ["darts perturb=sdarts_rs", "darts perturb=sdarts_adv"]
+    groups = [
+        planning.method_group(experiment, configuration.settings["method"])
+        for configuration in factors.configurations(experiment)
+    ]
+    assert groups == labels_of(experiment)
+    # What is swept inside a part opens no group; plain darts is not darts with a part.
+    swept = "{name: darts, perturb: {name: sdarts_rs, radius_max: {grid: [0.1, 0.2]}}}"
+    experiment = load(tmp_path, f"{{grid: [darts, {swept}]}}")
+    assert [
+        planning.method_group(experiment, configuration.settings["method"])
+        for configuration in factors.configurations(experiment)
+    ] == ["darts", *["darts perturb=sdarts_rs"] * 2]
+
+
+def test_a_part_that_is_null_is_the_method_without_it(tmp_path: Path) -> None:
+    plain = load(tmp_path, "darts")
+    for settings in ("alpha_start: null", "genotype_of: null", "perturb: null", "select: null"):
+        assert load(tmp_path, f"{{name: darts, {settings}}}") == plain
+
+
+def test_versions_of_parts_and_selections_are_in_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = planning.Identity({"name": "digits", "digest": "0"}, None, None, {})
+    rule = {"name": "darts", "select": "operation_strength"}
+    experiments = [
+        load(tmp_path, "darts", "selection=operation_strength"),
+        load(tmp_path, f"{{name: darts, select: {rule['select']}}}"),
+        load(tmp_path, "{name: darts, alpha_gradient: unrolled}"),
+    ]
+    chosen = [factors.configurations(experiment)[0] for experiment in experiments]
+    before = [planning.search_key(configuration, identity, 0) for configuration in chosen]
+    assert len(set(before)) == 3
+    describe = plugins.describe
+
+    def raised(kind: str, name: str) -> plugins.PluginInfo:
+        from dataclasses import replace
+
+        info = describe(kind, name)
+        raised = name in ("operation_strength", "unrolled")
+        return replace(info, results_version=info.results_version + 1) if raised else info
+
+    monkeypatch.setattr(plugins, "describe", raised)
+    after = [planning.search_key(configuration, identity, 0) for configuration in chosen]
+    assert all(old != new for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "message"),
+    [
+        ("{name: darts, alpha_start: {choice: [3, 60]}}", [], "would search nothing"),
+        ("{name: darts, alpha_start: 3}", ["search.epochs={grid: [3, 9]}"], "would search nothing"),
+        (
+            "{name: darts, genotype_of: {choice: [last_epoch, best_epoch]}}",
+            ["selection=operation_strength"],
+            "genotype_of best_epoch has no effect",
+        ),
+        (
+            "{name: darts, select: operation_strength}",
+            ["selection={name: operation_strength, variant: signed}"],
+            "selection has no effect where method.select is given",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_starts(
+    tmp_path: Path, method: str, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_methods(load(tmp_path, method, *overrides))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "{name: sdarts_rs, radius_start: 0.5, radius_max: {uniform: [0.6, 0.8]}}",
+        "{choice: [{name: ms_darts, alpha_start: {choice: [0, 49]}}, darts]}",
+        "{name: darts, perturb: {name: ms_darts, samples: {randint: [1, 5]}}}",
+    ],
+)
+def test_drawn_values_that_go_together_are_taken(tmp_path: Path, method: str) -> None:
+    check_methods(load(tmp_path, method))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("{name: darts, perturb: {uniform: [1, 2]}}", "method.perturb must use grid here"),
+        ("{name: darts, perturb: {choice: [sdarts_rs]}}", "method.perturb must use grid here"),
+        (
+            "{name: darts, perturb: {grid: [{choice: [sdarts_rs]}, ms_darts]}}",
+            r"method.perturb.grid\[0\] must be one fixed plug-in here, got choice",
+        ),
+        (
+            "{name: darts, perturb: {grid: [{grid: [sdarts_rs]}, ms_darts]}}",
+            r"method.perturb.grid\[0\] must be one fixed plug-in here, got grid",
+        ),
+        ("{name: darts, perturb: {grid: [darts, ms_darts]}}", "got 'darts', which has nothing to"),
+        ("{name: darts, perturb: {name: sdarts_rs, radius: 1}}", "perturb.radius is not a setting"),
+        ("{name: darts, perturb: sdarts_r}", "Did you mean 'sdarts_rs'"),
+        ("{name: sdarts_rs, perturb: ms_darts}", "method.perturb cannot be given: sdarts_rs has"),
+    ],
+)
+def test_wrong_parts_are_explained(tmp_path: Path, method: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, method)
+
+
+def test_mlflow_has_the_rule_that_counts() -> None:
+    row = make_row()
+    assert flat_params(row)["selection"] == "magnitude"
+    row.settings["method"]["select"] = {"name": "operation_strength", "variant": "signed"}
+    params = flat_params(row)
+    assert params["select"] == "operation_strength"
+    assert params["select.variant"] == "signed"
+    assert "selection" not in params
+
+
+def test_amended_darts_and_the_amended_part_have_the_same_settings() -> None:
+    method = plugins.describe("methods", "amended_darts").own
+    part = plugins.describe("alpha_gradients", "amended").own
+    assert [(f.name, f.type, f.default) for f in fields(method)] == [
+        (f.name, f.type, f.default) for f in fields(part)
+    ]
