@@ -56,7 +56,7 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
     ]
     seconds, sizes, probes = _measure(experiment, units)
     search_s = sum(
-        seconds[unit.label] * unit.epochs + probes[unit.label] * _rounds(experiment, unit.epochs)
+        seconds[unit.label] * unit.epochs + _probe_s(experiment, probes[unit.label], unit.epochs)
         for unit in units
         for key in unit.rows.values()
         if study is None or not _has(study, key)
@@ -126,16 +126,16 @@ def _has(study: Study, key: str) -> bool:
 
 def _measure(
     experiment: Experiment, units: Sequence[Unit]
-) -> tuple[dict[str, float], dict[str, int], dict[str, float]]:
+) -> tuple[dict[str, float], dict[str, int], dict[str, dict[str, float]]]:
     """Measure each kind once.
 
     Returns:
-        By label: seconds of an epoch, bytes of a final state, seconds of a round of diagnostics.
+        By label: seconds of an epoch, bytes of a final state, seconds of each diagnostic.
     """
     seconds: dict[str, float] = {}
     sizes: dict[str, int] = {}
-    probes: dict[str, float] = {}
-    measured: dict[str, tuple[float, int, float]] = {}
+    probes: dict[str, dict[str, float]] = {}
+    measured: dict[str, tuple[float, int, dict[str, float]]] = {}
     for unit in units:
         kind = _kind(unit.settings)
         if kind not in measured:
@@ -148,10 +148,12 @@ def _measure(
     return seconds, sizes, probes
 
 
-def _rounds(experiment: Experiment, epochs: int) -> float:
-    """Return about how many rounds of the diagnostics a search has."""
-    every = [int(settings["every"]) for settings in experiment.diagnostics.values()]
-    return math.ceil(epochs / min(every)) if every else 0
+def _probe_s(experiment: Experiment, seconds: Mapping[str, float], epochs: int) -> float:
+    """Return the seconds of all diagnostics of a search."""
+    return sum(
+        math.ceil(epochs / int(experiment.diagnostics[name]["every"])) * each
+        for name, each in seconds.items()
+    )
 
 
 def _kind(settings: Mapping[str, Any]) -> str:
@@ -244,12 +246,12 @@ def _sizes(state: Any) -> Iterator[int]:
             yield from _sizes(value)
 
 
-def _probe_notes(experiment: Experiment, probes: Mapping[str, float]) -> list[str]:
-    names = " and ".join(experiment.diagnostics)
+def _probe_notes(experiment: Experiment, probes: Mapping[str, Mapping[str, float]]) -> list[str]:
     return [
-        f"diagnostics of {label}: {seconds:.2g} s a round of {names}"
+        f"diagnostic {name} of {label}: {each:.2g} s every {experiment.diagnostics[name]['every']} "
+        "epochs"
         for label, seconds in probes.items()
-        if names
+        for name, each in seconds.items()
     ]
 
 

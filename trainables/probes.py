@@ -5,6 +5,7 @@ They are off unless asked for, run between epochs on the state as it is, and lea
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import torch
@@ -19,10 +20,17 @@ from trainables.search_data import SearchData
 from trainables.settings import DiscretizationGap, Hessian
 
 _REESTIMATION_BATCHES = 50
+_TIMED_ROWS = 4
 
 
 def alpha_hessian(
-    bilevel: Bilevel, at: SearchPoint, batch: Batch, norm: Norm, *, weight_decay: float
+    bilevel: Bilevel,
+    at: SearchPoint,
+    batch: Batch,
+    norm: Norm,
+    *,
+    weight_decay: float,
+    rows: int | None = None,
 ) -> Tensor:
     r"""Return the exact joint Hessian of L_val + weight_decay / 2 |alpha|^2 in all alphas.
 
@@ -34,6 +42,7 @@ def alpha_hessian(
         batch: A validation batch, the same in all epochs, so that curves compare.
         norm: Statistics of the batch norms.
         weight_decay: The alphas' L2 penalty, on the diagonal as in released code.
+        rows: How many of the first rows to compute; None is all.
 
     Returns:
         Float64 on the CPU, `(n, n)` with n alphas of all cell types in order, rows of each.
@@ -50,11 +59,11 @@ def alpha_hessian(
             loss + 0.5 * weight_decay * penalty, alphas, create_graph=True
         )
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        rows = []
-        for entry in flat:
+        lines = []
+        for entry in flat[:rows]:
             found = torch.autograd.grad(entry, alphas, retain_graph=True, materialize_grads=True)
-            rows.append(torch.cat([part.flatten() for part in found]))
-    return torch.stack(rows).detach().double().cpu()
+            lines.append(torch.cat([part.flatten() for part in found]))
+    return torch.stack(lines).detach().double().cpu()
 
 
 def hessian_values(hessian: Tensor) -> dict[str, float]:
@@ -80,6 +89,18 @@ def probe_hessian(
     decay = bilevel.settings.alpha_weight_decay
     hessian = alpha_hessian(bilevel, at, batch, settings.norm, weight_decay=decay)
     return hessian_values(hessian)
+
+
+def time_hessian(bilevel: Bilevel, data: SearchData, at: SearchPoint, settings: Hessian) -> float:
+    """Return the seconds of the whole Hessian, from a few of its rows."""
+    batch = next(data.validation())
+    seconds = []
+    for rows in (1, 1 + _TIMED_ROWS):
+        start = time.perf_counter()
+        alpha_hessian(bilevel, at, batch, settings.norm, weight_decay=0.0, rows=rows)
+        seconds.append(time.perf_counter() - start)
+    count = sum(alpha.numel() for alpha in bilevel.alphas.values())
+    return seconds[0] + (count - 1) * max(0.0, seconds[1] - seconds[0]) / _TIMED_ROWS
 
 
 def one_hot(space: Space, genotype: Genotype, like: OpWeights) -> OpWeights:

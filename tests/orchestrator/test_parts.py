@@ -31,9 +31,8 @@ tune: {num_samples: 1}
 
 def load(tmp_path: Path, method: str, *overrides: str) -> Experiment:
     file = tmp_path / "study.yaml"
-    file.write_text(
-        YAML if "choice" in method or "uniform" in method else YAML.rpartition("tune")[0]
-    )
+    drawn = any(word in method for word in ("choice", "uniform", "randint"))
+    file.write_text(YAML if drawn else YAML.rpartition("tune")[0])
     return load_experiment(file, [f"method={method}", *overrides])
 
 
