@@ -29,15 +29,15 @@ tune:
   scheduler: {name: asha, grace_epochs: 1, reduction_factor: 2}
 """
 
+# One after the other, also where tests run side by side: each run of Ray fills the machine.
+pytestmark = pytest.mark.xdist_group("ray")
+
 BROKEN = '''"""DARTS that fails for seed 1 once its second epoch begins."""
 
 from dataclasses import dataclass
 from functools import partial
 
 from trainables.method import Method, softmax
-
-# One after the other, also where tests run side by side: each run of Ray fills the machine.
-pytestmark = pytest.mark.xdist_group("ray")
 
 SOURCE = "a test"
 RESULTS_VERSION = 1
