@@ -12,6 +12,7 @@ from orchestrator.errors import StudyError
 from orchestrator.ledger import Row
 from orchestrator.outbox import Outbox, row_record
 from orchestrator.results import by_label
+from orchestrator.selecting import use_plugins
 from orchestrator.study import Study
 
 Run = tuple[Study, Row]
@@ -34,7 +35,7 @@ def find_runs(texts: Sequence[str], root: Path) -> list[Run]:
     for text in texts:
         name, colon, key = text.partition(":")
         study = Study.open(name, root)
-        study.experiment  # noqa: B018 (makes the study's own plug-ins known)
+        use_plugins(study)
         rows = [row for row in study.rows("search") if row.status == "finished"]
         stored = [row for row in rows if row.final and (study.path / row.final).is_file()]
         if colon:

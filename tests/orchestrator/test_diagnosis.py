@@ -36,13 +36,13 @@ def test_spread_is_the_mean_of_the_standard_deviations_over_seeds() -> None:
 
 def test_a_search_is_undecided_where_its_margin_is_below_the_spread() -> None:
     # The spread of (0.45, 0.55) and (0.65, 0.35) is 0.1 sqrt(2) = 0.141.
-    rows = [row(0, [0.45, 0.55], 0.1), row(1, [0.65, 0.35], 0.3, collapsed=1, skip_share=1.0)]
+    rows = [row(0, [0.45, 0.55], 0.1), row(1, [0.65, 0.35], 0.12, collapsed=1, skip_share=1.0)]
     (line,) = diagnose({"darts": rows})
-    assert (line.n, line.undecided, line.collapsed) == (2, 1, 1)
-    assert (line.margin, line.logit_range) == (pytest.approx(0.2), 2.0)
+    assert (line.n, line.undecided, line.collapsed) == (2, 2, 1)
+    assert (line.margin, line.logit_range) == (pytest.approx(0.11), 2.0)
     assert line.skip_share.mean == 0.75
     assert line.eigenvalue.mean is None
-    assert line.cells()[3:5] == ("1 of 2", "1 of 2")
+    assert line.cells()[3:5] == ("1 of 2", "2 of 2")
     # One seed has no spread; rows of before have no op weights.
     assert diagnose({"darts": rows[:1]})[0].undecided is None
     assert diagnose({"darts": [search_row("a", 0, [0.5]), *rows]})[0].undecided is None

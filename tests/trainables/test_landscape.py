@@ -14,7 +14,9 @@ pytestmark = pytest.mark.usefixtures("tiny_plugins")
 
 @pytest.fixture(params=["nasbench201", "darts"])
 def trial(request: pytest.FixtureRequest) -> SearchTrial:
-    made = small_search(space=request.param, precision="float64", epochs=1, alpha_lr=0.3)
+    made = small_search(
+        space=request.param, precision="float64", epochs=1, alpha_lr=0.3, train_share=0.53
+    )
     made.run()
     return made
 
@@ -45,6 +47,9 @@ def test_the_directions_are_the_gradient_and_one_orthogonal_to_it(trial: SearchT
         total += torch.cat([g.flatten() for g in found]) * len(batch[1])
     length = (total / sum(len(labels) for _, labels in batches)).norm().item()
     assert slope == pytest.approx(length, rel=1e-4)
+    # Batches of 12 and 11: the direction is that of the images' mean, not of the batches'.
+    assert len({len(labels) for _, labels in batches}) == 2
+    torch.testing.assert_close(a, total / total.norm(), rtol=0, atol=1e-10)
 
 
 def test_the_middle_is_the_search_and_the_search_is_left_alone(trial: SearchTrial) -> None:
