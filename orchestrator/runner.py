@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from spaces.core.genotype import Genotype
 
 DRAIN_PATIENCE_S = 15.0
+STORE_PATIENCE_S = 20.0
 
 
 def run_study(experiment: Experiment, root: Path, *, command: str, reporter: Reporter) -> Outcome:
@@ -120,10 +121,12 @@ class _Driver:
         with self.stack:
             self.stack.enter_context(self.study.hold())
             self._note_command()
+            uri = tracking.tracking_uri(self.experiment, self.study.root)
+            store = tracking.start_preparing(self.study, uri)
             digest = planning.plugins_digest()
             self.identity = planning.identity(self.experiment, plugins_digest=digest)
             self.outbox = self.stack.enter_context(Outbox(self.study.outbox))
-            self.stack.enter_context(self._tracking())
+            self.stack.enter_context(self._tracking(uri, store))
             complete, planned = True, set[str]()
             for stage in stages:
                 keys = self._search() if stage == "search" else self._retrain()
@@ -142,13 +145,15 @@ class _Driver:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {self.command}\n")
 
     @contextlib.contextmanager
-    def _tracking(self) -> Iterator[None]:
+    def _tracking(self, uri: str, preparing: subprocess.Popen[bytes] | None) -> Iterator[None]:
         """Have the outbox drained by a process of its own while the study runs.
 
-        That process alone opens the store, and makes its tables first, under a lock: neither this
-        process nor a worker ever waits for MLflow.
+        Only a new store is waited for, and not for long: it gets its tables before Ray starts.
+        After that neither this process nor a worker ever waits for MLflow.
         """
-        uri = tracking.tracking_uri(self.experiment, self.study.root)
+        if preparing is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                preparing.wait(STORE_PATIENCE_S)
         notice = tracking.store_notice(self.study.root)
         if notice:
             self.reporter.message(notice)

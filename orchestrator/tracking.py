@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ from orchestrator.tracking_location import (
     check_uri,
     database_file,
     default_uri,
+    has_tables,
     is_database,
     store_notice,
     tracking_uri,
@@ -48,6 +49,7 @@ __all__ = [
     "prepare_store",
     "rebuild",
     "start_drain",
+    "start_preparing",
     "store_notice",
     "tracking_uri",
 ]
@@ -114,13 +116,29 @@ def start_drain(study: Study, uri: str) -> subprocess.Popen[bytes]:
     last record, so waiting for it shows all of the study in MLflow, or gives up on a store that is
     down.
     """
+    arguments = ["--study", os.fspath(study.path), "--uri", uri, "--follow", str(os.getpid())]
+    return _start(study, ["-m", "orchestrator.tracking", *arguments])
+
+
+def start_preparing(study: Study, uri: str) -> subprocess.Popen[bytes] | None:
+    """Start making the tables of a store in a process of its own, or return None if they are there.
+
+    The driver waits for it before it starts Ray, so that whatever a study starts finds a store. A
+    server makes its own tables; of another database it is not asked here whether it has them.
+    """
+    if not is_database(uri) or has_tables(uri):
+        return None
+    code = "import sys; from orchestrator.tracking import prepare_store; prepare_store(sys.argv[1])"
+    return _start(study, ["-c", code, uri])
+
+
+def _start(study: Study, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     study.logs.mkdir(parents=True, exist_ok=True)
     package = os.fspath(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    arguments = ["--study", os.fspath(study.path), "--uri", uri, "--follow", str(os.getpid())]
     with (study.logs / "tracking.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.tracking", *arguments],
+            [sys.executable, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

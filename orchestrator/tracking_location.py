@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import platformdirs
 
@@ -88,6 +90,23 @@ def is_database(uri: str) -> bool:
 def database_file(uri: str) -> Path | None:
     """Return the file of a SQLite store, or None."""
     return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+
+
+def has_tables(uri: str) -> bool:
+    """Return whether a SQLite store has been made: the last step of making it is on record.
+
+    Of any other store it cannot be told from here: False.
+    """
+    file = database_file(uri)
+    if file is None or not file.is_file():
+        return False
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{quote(os.fspath(file))}?mode=ro", uri=True)
+        ) as base:
+            return bool(base.execute("SELECT count(*) FROM alembic_version").fetchone()[0])
+    except sqlite3.Error:
+        return False
 
 
 def on_network(folder: Path, mounts: Path = Path("/proc/mounts")) -> bool:
