@@ -14,7 +14,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.experiment import Experiment, sweep_word
 from orchestrator.sweep_words import candidates
 from spaces.core import plugins
-from spaces.core.errors import PluginSettingsError
+from spaces.core.errors import PluginSettingsError, SpaceError
 
 _COMBINATIONS = 1000  # more extremes of a method's settings add only time
 
@@ -115,24 +115,36 @@ def check_methods(experiment: Experiment) -> None:
     Raises:
         ConfigError: It cannot work, with the reason.
     """
-    from trainables.compose import build_method, build_selection
+    from trainables.compose import build_method, build_selection, check_supernets
 
     problems: list[str] = []
     for block in factors.blocks(experiment):
         epochs = min(candidates(block.tree["search"]["epochs"]))
-        extremes = itertools.islice(_extremes(block.tree["method"]), _COMBINATIONS)
-        for plain in extremes:
+        both = {"method": block.tree["method"], "space": block.tree["space"]}
+        tried: set[str] = set()
+        for parts in itertools.islice(_extremes(both), _COMBINATIONS):
+            plain = parts["method"]
             try:
                 name, config = plugins.make_config("methods", plain)
-                build_method(name, config, epochs=epochs)
-                build_selection(experiment.selection, plain)
+                method = build_method(name, config, epochs=epochs)
+                build_selection(experiment.selection, plain, of_method=method)
+                structure = (method.structure, method.stages_of(epochs))
+                needs = f"{structure} {parts['space']}"
+                if needs not in tried:
+                    tried.add(needs)
+                    check_supernets(_space(parts["space"]), method, epochs=epochs)
                 if plain.get("select") and experiment.selection != {"name": "magnitude"}:
                     problems.append("selection has no effect where method.select is given.")
-            except PluginSettingsError as error:
+            except (PluginSettingsError, SpaceError) as error:
                 problems.append(str(error))
     if problems:
         lines = (f"{experiment.name}: {problem}" for problem in dict.fromkeys(problems))
         raise ConfigError("\n".join(lines))
+
+
+def _space(settings: Mapping[str, Any]) -> Any:
+    name, config = plugins.make_config("spaces", settings)
+    return plugins.load("spaces", name).build(config, name)
 
 
 def _extremes(node: Any) -> Iterator[Any]:

@@ -116,7 +116,7 @@ def show(
 
 def list_plugins(
     kind: Annotated[
-        Literal["methods", "alpha_gradients", "selections", "spaces", "datasets"],
+        Literal["methods", "alpha_gradients", "selections", "early_stops", "spaces", "datasets"],
         typer.Argument(help="What to list."),
     ],
     as_json: Json = False,

@@ -18,6 +18,7 @@ from orchestrator.units import Unit
 from spaces.core import plugins
 
 if TYPE_CHECKING:
+    from trainables.method import Method
     from trainables.search import SearchTrial
 
 # Evaluating an image costs one of the about six forward passes' worth of a bilevel step (two
@@ -172,31 +173,61 @@ def _without_floats(node: Any) -> Any:
 
 def _schedule(unit: Unit) -> str:
     """Return how a method's own values go over the epochs, or "" where it has none."""
-    import torch
-
     from trainables.compose import build_method, build_selection
-    from trainables.method import SearchPoint
 
     name, config = plugins.make_config("methods", unit.settings["method"])
     method = build_method(name, config, epochs=unit.epochs)
-    generator = torch.Generator()
+    stages = method.stages_of(unit.epochs)
+    parts, start = [], 0
+    for index, stage in enumerate(stages):
+        words = _values(method, unit.epochs, index, start, stage.epochs)
+        if rest := method.first_alpha_epoch(stage.epochs):
+            words.insert(0, f"alphas rest for {rest} of {stage.epochs} epochs")
+        if len(stages) > 1:
+            count = stage.operations or "all"
+            size = f"stage {index + 1}: {stage.added_cells:+d} cells, {count} operations"
+            words = [f"{size}, {', '.join(words)}"]
+        parts += words
+        start += stage.epochs
+    rule = build_selection(unit.settings["selection"], unit.settings["method"], of_method=method)
+    if rule.at_end is not None:
+        chosen = unit.settings["method"].get("select") or unit.settings["selection"]
+        by = name if method.selection is rule else chosen["name"]
+        parts.append(f"genotype by {by} after the last epoch, its time not counted")
+    elif method.genotype_of == "best_epoch":
+        parts.append("genotype of the best epoch")
+    if method.early_stop is not None:
+        due = [epoch for epoch in range(unit.epochs) if method.early_stop.due(epoch, unit.epochs)]
+        what = unit.settings["method"]["early_stop"]["name"]
+        parts.append(f"may end early by {what}, measured {len(due)} times at most")
+    return (" · " if len(stages) > 1 else ", ").join(parts)
+
+
+def _values(method: Method, epochs: int, stage: int, start: int, length: int) -> list[str]:
+    """Return how the logged values of a method go over the epochs of a stage."""
+    import torch
+
+    from trainables.method import SearchPoint
+
     first, last = (
-        method.log(SearchPoint(epoch, unit.epochs, generator)) for epoch in (0, unit.epochs - 1)
+        method.log(
+            SearchPoint(
+                start + done,
+                epochs,
+                torch.Generator(),
+                stage=stage,
+                stage_epoch=done,
+                stage_epochs=length,
+            )
+        )
+        for done in (0, length - 1)
     )
-    parts = [
+    return [
         f"{key} {first[key]:.3g}"
         + (f" to {last[key]:.3g}" if first[key] != last[key] else " throughout")
         for key in first
+        if key != "stage"
     ]
-    if start := method.first_alpha_epoch(unit.epochs):
-        parts.insert(0, f"alphas rest for {start} of {unit.epochs} epochs")
-    rule = build_selection(unit.settings["selection"], unit.settings["method"])
-    if rule.at_end is not None:
-        chosen = unit.settings["method"].get("select") or unit.settings["selection"]
-        parts.append(f"genotype by {chosen['name']} after the last epoch, its time not counted")
-    elif method.genotype_of == "best_epoch":
-        parts.append("genotype of the best epoch")
-    return ", ".join(parts)
 
 
 def _search_trial(experiment: Experiment, unit: Unit) -> SearchTrial:

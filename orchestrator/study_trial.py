@@ -192,8 +192,8 @@ class Recording(BlockTrainable):
         if not curve or epoch is None:
             return None, None, None
         entry = curve[epoch - 1]
-        last = trial is None or trial.method.genotype_of == "last_epoch"  # type: ignore[attr-defined]
-        return entry.get("genotype"), entry.get("genotype_hash"), None if last else epoch
+        by_rule = getattr(trial, "chooses_epoch", False)
+        return entry.get("genotype"), entry.get("genotype_hash"), epoch if by_rule else None
 
 
 class StudySearch(Recording, SearchTrainable):

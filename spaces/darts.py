@@ -58,6 +58,10 @@ class Darts(Space):
         """Return channels of the first cell and number of cells of the supernet."""
         return self.config.channels, self.config.cells
 
+    def with_cells(self, cells: int) -> Space:
+        """Return the space with another number of cells of its supernet."""
+        return self._with_settings(cells=cells)
+
     def supernet_layout(self, in_channels: int, num_classes: int) -> Layout:
         """Return the stack of cells of the search."""
         names = darts_cells.kinds(self.config.cells)

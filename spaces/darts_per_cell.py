@@ -82,6 +82,16 @@ class DartsPerCell(Space):
         """Return channels of the first cell and number of cells of the supernet."""
         return self.config.channels, self.config.cells
 
+    def with_cells(self, cells: int) -> Space:
+        """Refuse any other number of cells than its own."""
+        if cells != self.config.cells:
+            raise SpaceError(
+                f"The supernet of '{self.name}' has {self.config.cells} cells and cannot have "
+                f"{cells}: every cell has its own alphas: they would change with the depth. Search "
+                "in the space 'darts', whose cells share alphas."
+            )
+        return self
+
     def supernet_layout(self, in_channels: int, num_classes: int) -> Layout:
         """Return the stack of cells of the search."""
         return darts_cells.stack(in_channels, num_classes, self.config.channels, self.cell_types)

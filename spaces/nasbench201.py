@@ -59,6 +59,10 @@ class NasBench201(Space):
         """Return channels of the first stage and cells of each stage of the supernet."""
         return self.config.channels, self.config.cells_per_stage
 
+    def with_cells(self, cells: int) -> Space:
+        """Return the space with another number of cells in each stage of its supernet."""
+        return self._with_settings(cells_per_stage=cells)
+
     def supernet_layout(self, in_channels: int, num_classes: int) -> Layout:
         """Return three stages of cells with residual blocks between them."""
         return _layout(in_channels, num_classes, self.config.channels, self.config.cells_per_stage)

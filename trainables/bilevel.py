@@ -16,16 +16,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from spaces.core.mixture import Mixture, Norm
+from spaces.core.mixture import PLAIN, Mixture, Norm
+from spaces.core.space import Space
 from spaces.core.supernet import Supernet
 from trainables.implicit import Alphas, BilevelProblem
 from trainables.method import Method, OpWeights, SearchPoint
 from trainables.settings import SearchSettings
+from trainables.stages import Place
 from trainables.state import DTYPES, cloned, make_generator, purpose_seed
 from trainables.timing import Stopwatch
 
 Batch = tuple[Tensor, Tensor]
 """Images (B, C, H, W) and labels (B,)."""
+
+_OF_EDGES = "/edges"
+_SAMPLED = 0.5
 
 ALPHA_SCALE = 1e-3
 """Standard deviation of the alphas at the start, as in the DARTS authors' code."""
@@ -41,9 +46,14 @@ class Bilevel:
         settings: Optimizers, clipping, precision and number of epochs.
         seed: Seed of the trial.
         device: Where everything lives.
+        space: For methods that ask where they are in it.
+        place: The stage that this is the supernet of; None is a search of a single one.
 
     Attributes:
-        alphas: Logits by cell type, leaves.
+        alphas: Logits of operations by cell type, leaves.
+        edge_alphas: Logits of edges by cell type, `(num_edges,)`, leaves; empty where the method
+            has none.
+        logits: Both, as the alpha optimizer has them.
         weights: Parameters of the supernet.
     """
 
@@ -56,20 +66,42 @@ class Bilevel:
         *,
         seed: int,
         device: torch.device,
+        space: Space | None = None,
+        place: Place | None = None,
     ) -> None:
         dtype = DTYPES[settings.precision]
         self.supernet = supernet.to(device=device, dtype=dtype)
         self.weights = list(self.supernet.parameters())
         self.method, self.settings, self.seed, self.device = method, settings, seed, device
-        source = make_generator(seed, "alphas")
-        self.alphas: Alphas = {}
-        for name, shape in alpha_shapes.items():
-            draws = ALPHA_SCALE * torch.randn(shape, generator=source, dtype=torch.float64)
-            self.alphas[name] = draws.to(device, dtype).requires_grad_()
+        self.space = space
+        self.place = place or Place(0, 0, settings.epochs)
+        self._num_ops = {name: shape[-1] for name, shape in alpha_shapes.items()}
+        self._active = self.place.active(self._num_ops)
+        if self.place.columns is not None:
+            alpha_shapes = {n: (len(c), c.shape[1]) for n, c in self.place.columns.items()}
+        suffix = self.place.suffix
+        scale = 0.0 if method.alphas == "zero" else ALPHA_SCALE
+
+        def drawn(shapes: Mapping[str, tuple[int, ...]], purpose: str) -> Alphas:
+            source = make_generator(seed, purpose + suffix)
+            return {
+                name: (scale * torch.randn(shape, generator=source, dtype=torch.float64))
+                .to(device, dtype)
+                .requires_grad_()
+                for name, shape in shapes.items()
+            }
+
+        self.alphas = drawn(alpha_shapes, "alphas")
+        edges = {name: shape[:1] for name, shape in alpha_shapes.items()}
+        self.edge_alphas = {} if method.relax_edges is None else drawn(edges, "edge alphas")
+        self.logits = self.alphas | {
+            f"{name}{_OF_EDGES}": alpha for name, alpha in self.edge_alphas.items()
+        }
         # One for the method's draws, one for draws inside the network: an attack rewinds the second
         # while it goes on drawing from the first.
         self.generators = {
-            purpose: make_generator(seed, purpose, device) for purpose in ("method", "network")
+            purpose: make_generator(seed, purpose + suffix, device)
+            for purpose in ("method", "network")
         }
         self.fixed: OpWeights = {}
         self._constant_lr: float | None = None
@@ -86,7 +118,7 @@ class Bilevel:
             foreach=True,
         )
         self.alpha_optimizer = torch.optim.Adam(
-            list(self.alphas.values()),
+            list(self.logits.values()),
             lr=settings.alpha_lr,
             betas=(settings.alpha_beta1, settings.alpha_beta2),
             weight_decay=settings.alpha_weight_decay,
@@ -109,12 +141,94 @@ class Bilevel:
             edge, operation: Row and column of its op weights.
         """
         if cell not in self.fixed:
-            self.fixed[cell] = torch.full_like(self.alphas[cell].detach(), float("nan"))
+            shape = len(self.alphas[cell]), self._num_ops[cell]
+            self.fixed[cell] = self.alphas[cell].detach().new_full(shape, float("nan"))
         self.fixed[cell][edge] = 0.0
         self.fixed[cell][edge, operation] = 1.0
 
-    def _relax(self, alphas: Alphas, at: SearchPoint) -> OpWeights:
-        return self._with_fixed(self.method.relax(alphas, at))
+    def drop(self, cell: str, edge: int) -> None:
+        """Take an edge away: op weights 0, in all cells of the type; see `renew_optimizers`."""
+        self.fix(cell, edge, 0)
+        self.fixed[cell][edge] = 0.0
+
+    def mean(self, logits: Alphas, at: SearchPoint) -> OpWeights:
+        """Return the op weights that logits stand for, without draws; fixed edges stay so."""
+        relax = self.method.mean or self.method.relax
+        return self._whole(relax(self._of_operations(logits), at))
+
+    def _drawn(self, logits: Alphas, at: SearchPoint) -> OpWeights:
+        return self.method.relax(self._of_operations(logits), at)
+
+    def _whole(self, op_weights: OpWeights) -> OpWeights:
+        """Return op weights of all operations: 0 where a stage has none left, fixed edges fixed."""
+        return self._with_fixed(self.place.whole(op_weights, self._num_ops))
+
+    def _of_operations(self, logits: Alphas) -> Alphas:
+        return {name: logits[name] for name in self.alphas}
+
+    def edge_weights(self, logits: Alphas, at: SearchPoint) -> OpWeights | None:
+        """Return the edge weights that logits stand for; None where the method has none."""
+        if self.method.relax_edges is None:
+            return None
+        return self.method.relax_edges(
+            {name: logits[f"{name}{_OF_EDGES}"] for name in self.alphas}, at
+        )
+
+    @torch.no_grad()
+    def strengths(self, op_weights: OpWeights, at: SearchPoint) -> OpWeights:
+        """Return by what edges and operations compete: op weights times edge weights."""
+        edges = self.edge_weights(self.logits, at)
+        if edges is None:
+            return op_weights
+        return {name: matrix * edges[name].unsqueeze(-1) for name, matrix in op_weights.items()}
+
+    def mixture(
+        self, op_weights: OpWeights, at: SearchPoint, logits: Alphas | None = None
+    ) -> Mixture:
+        """Return what a measurement mixes by: op weights as given, the rest as the method has it.
+
+        Args:
+            op_weights: By cell type, of any values.
+            at: Where the search is.
+            logits: Those of the edge weights, with a graph to them; None is the search's own,
+                without.
+        """
+        if logits is None:
+            with torch.no_grad():
+                edges = self.edge_weights(self.logits, at)
+        else:
+            edges = self.edge_weights(logits, at)
+        if self.method.structure != PLAIN:
+            # What an edge has besides its operations goes with the last of them.
+            present = {n: (q != 0).any(dim=-1).to(q.dtype) for n, q in op_weights.items()}
+            edges = present if edges is None else {n: edges[n] * present[n] for n in edges}
+        scale = self.method.skip_scale
+        return Mixture(
+            op_weights, edges, self._active, skip_scale=None if scale is None else scale(at)
+        )
+
+    def shown(self, op_weights: OpWeights, at: SearchPoint) -> Mixture:
+        """Return what validation accuracy is measured at, from the mean op weights."""
+        if self.method.shown is None:
+            return self.mixture(op_weights, at)
+        return self._training_mixture(self.method.shown(op_weights), at)
+
+    def _training_mixture(
+        self, op_weights: OpWeights, at: SearchPoint, logits: Alphas | None = None
+    ) -> Mixture:
+        mixture = self.mixture(op_weights, at, logits)
+        if self.method.skip_dropout is not None:
+            mixture = replace(mixture, skip_dropout=self.method.skip_dropout(at))
+        if self.method.sampled is None:
+            return mixture
+        runs = {name: matrix.detach() > _SAMPLED for name, matrix in op_weights.items()}
+        offsets = None
+        if self.method.sampled == "scalars":
+            offsets = {n: q.masked_fill(runs[n], 0.0).sum(dim=-1) for n, q in op_weights.items()}
+        # Which operations run is for the host to know: a GPU has to be waited for.
+        return replace(
+            mixture, active={name: mask.cpu() for name, mask in runs.items()}, offsets=offsets
+        )
 
     def _with_fixed(self, op_weights: OpWeights) -> OpWeights:
         if not self.fixed:
@@ -126,23 +240,32 @@ class Bilevel:
 
     @property
     def first_alpha_epoch(self) -> int:
-        """Epoch, counted from 0, in which the alphas begin to move."""
-        return self.method.first_alpha_epoch(self.settings.epochs)
+        """Epoch of the search, counted from 0, in which the alphas of this stage begin to move."""
+        return self.place.start + self.method.first_alpha_epoch(self.place.epochs)
 
     def point(self, epoch: int) -> SearchPoint:
         """Return where the search is in `epoch`, counted from 0."""
-        return SearchPoint(epoch, self.settings.epochs, self.generators["method"])
+        return SearchPoint(
+            epoch,
+            self.settings.epochs,
+            self.generators["method"],
+            space=self.space,
+            stage=self.place.index,
+            stage_epoch=epoch - self.place.start,
+            stage_epochs=self.place.epochs,
+        )
 
     def weight_lr(self, epoch: int) -> float:
         """Return the learning rate of the weights in `epoch`, counted from 0.
 
         A cosine from weight_lr in epoch 0 towards weight_lr_min, which it would reach one epoch
-        past the last, as torch's CosineAnnealingLR with T_max = epochs.
+        past the last, as torch's CosineAnnealingLR with T_max = epochs; anew in each stage.
         """
         settings = self.settings
         if self._constant_lr is not None:
             return self._constant_lr
-        cosine = (1.0 + math.cos(math.pi * epoch / settings.epochs)) / 2.0
+        done = (epoch - self.place.start) / self.place.epochs
+        cosine = (1.0 + math.cos(math.pi * done)) / 2.0
         return settings.weight_lr_min + (settings.weight_lr - settings.weight_lr_min) * cosine
 
     def step(
@@ -154,13 +277,19 @@ class Bilevel:
     ) -> dict[str, Tensor]:
         """Take one alpha step and one weight step, timed by one clock each.
 
-        In the first epochs of some methods the alphas rest and the alpha step is left out.
+        In the first epochs of some methods the alphas rest and the alpha step is left out; others
+        take it before some of the weight steps only. A method that does not train is measured.
 
         Returns:
             Scalars on the device: those of `weight_step` and what the alpha gradient measured.
         """
         measured: dict[str, Tensor] = {}
-        if at.epoch >= self.first_alpha_epoch:
+        if not self.method.trains:
+            with clocks[1].lap(), torch.no_grad():
+                loss, logits = self._loss(self.mixture(self.relaxed(at), at), train_batch, "batch")
+                correct = (logits.argmax(dim=1) == train_batch[1]).double().mean()
+                return {"train_loss": loss, "train_accuracy": correct}
+        if at.epoch >= self.first_alpha_epoch and at.step % self.method.weight_steps == 0:
             with clocks[0].lap():
                 measured |= self.alpha_step(at, train_batch, val_batch)
         with clocks[1].lap():
@@ -177,25 +306,34 @@ class Bilevel:
         rewind = self._rewinder("method", "network")
 
         def loss_on(batch: Batch) -> Callable[[Alphas, Norm], Tensor]:
-            def loss(alphas: Alphas, norm: Norm) -> Tensor:
+            def loss(logits: Alphas, norm: Norm) -> Tensor:
                 rewind()
-                return self._loss(self._relax(alphas, at), batch, norm)[0]
+                drawn = self._whole(self._drawn(logits, at))
+                return self._loss(self._training_mixture(drawn, at, logits), batch, norm)[0]
 
             return loss
 
+        on_validation = loss_on(val_batch)
+
+        def penalized(logits: Alphas, norm: Norm) -> Tensor:
+            loss = on_validation(logits, norm)
+            if self.method.penalty is None:
+                return loss
+            return loss + self.method.penalty(self._of_operations(logits), at)
+
         state = self.weight_optimizer.state
         problem = BilevelProblem(
-            alphas=self.alphas,
+            alphas=self.logits,
             weights=self.weights,
             momentum_buffers=[state[w].get("momentum_buffer") for w in self.weights],
             train_loss=loss_on(train_batch),
-            val_loss=loss_on(val_batch),
+            val_loss=penalized,
             weight_lr=self.weight_lr(at.epoch),
             weight_momentum=self.settings.weight_momentum,
             weight_decay=self.settings.weight_decay,
         )
         found = self.method.alpha_gradient(problem, at)
-        for name, alpha in self.alphas.items():
+        for name, alpha in self.logits.items():
             alpha.grad = found.gradients[name]
         self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad()
@@ -209,8 +347,15 @@ class Bilevel:
             method perturbs, `perturb_distance`, the largest change of an op weight.
         """
         op_weights, distance = self._seen_by_weights(at, batch)
-        loss, logits = self._loss(op_weights, batch, "batch_and_update")
-        gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
+        mixture = self._training_mixture(op_weights, at)
+        loss, logits = self._loss(mixture, batch, "batch_and_update")
+        gradients = torch.autograd.grad(
+            loss,
+            self.weights,
+            allow_unused=True,
+            # Momentum and decay go on for the weights of operations that were not drawn.
+            materialize_grads=self.method.sampled is not None,
+        )
         for weight, gradient in zip(self.weights, gradients, strict=True):
             weight.grad = gradient
         if self.settings.gradient_clip > 0:
@@ -225,28 +370,37 @@ class Bilevel:
 
     @torch.no_grad()
     def relaxed(self, at: SearchPoint) -> OpWeights:
-        """Return the method's op weights at the current alphas, without a graph."""
-        return self._relax(self.alphas, at)
+        """Return the method's mean op weights at the current alphas, without a graph."""
+        return self.mean(self.logits, at)
 
     @torch.no_grad()
-    def evaluate(self, op_weights: OpWeights, batches: Iterable[Batch], norm: Norm) -> Tensor:
-        """Return the mean loss in nats and the share of correct answers: float64 `(2,)`."""
+    def evaluate(self, mixture: Mixture, batches: Iterable[Batch], norm: Norm) -> Tensor:
+        """Return the mean loss in nats and the share of correct answers: float64 `(2,)`.
+
+        Where most operations have op weight 0, as in a genotype, they are not run.
+        """
+        used = {name: (q != 0).cpu() for name, q in mixture.op_weights.items()}
+        if sum(int(mask.sum()) for mask in used.values()) <= 0.5 * sum(
+            mask.numel() for mask in used.values()
+        ):
+            mixture = replace(mixture, active=used)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         count = 0
         for batch in batches:
-            loss, logits = self._loss(op_weights, batch, norm)
+            loss, logits = self._loss(mixture, batch, norm)
             correct = (logits.argmax(dim=1) == batch[1]).sum()
             sums += torch.stack([loss.double() * len(batch[1]), correct.double()])
             count += len(batch[1])
         return sums / count
 
-    def loss_on(self, op_weights: OpWeights, batch: Batch, norm: Norm) -> Tensor:
+    def loss_on(self, mixture: Mixture, batch: Batch, norm: Norm) -> Tensor:
         """Return the mean cross entropy of a batch in nats, with a graph."""
-        return self._loss(op_weights, batch, norm)[0]
+        return self._loss(mixture, batch, norm)[0]
 
     def loss_at_alphas(self, at: SearchPoint, batch: Batch, norm: Norm) -> Tensor:
-        """Return the loss of a batch at the current alphas, with a graph to them."""
-        return self._loss(self._relax(self.alphas, at), batch, norm)[0]
+        """Return the loss of a batch at the mean op weights, with a graph to all logits."""
+        mixture = self.mixture(self.mean(self.logits, at), at, self.logits)
+        return self._loss(mixture, batch, norm)[0]
 
     @contextmanager
     def draws_kept(self, *purposes: str) -> Iterator[None]:
@@ -266,7 +420,7 @@ class Bilevel:
         return cloned(
             {
                 "supernet": self.supernet.state_dict(),
-                "alphas": self.alphas,
+                "alphas": self.logits,
                 "weight_optimizer": self.weight_optimizer.state_dict(),
                 "alpha_optimizer": self.alpha_optimizer.state_dict(),
                 "device": self.device.type,
@@ -288,7 +442,7 @@ class Bilevel:
         state = cloned(state)
         self.supernet.load_state_dict(state["supernet"])
         with torch.no_grad():
-            for name, alpha in self.alphas.items():
+            for name, alpha in self.logits.items():
                 alpha.copy_(state["alphas"][name])
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
@@ -304,28 +458,32 @@ class Bilevel:
         """Take weights, statistics and alphas; optimizers and generators stay as they are."""
         self.supernet.load_state_dict(dict(supernet))
         with torch.no_grad():
-            for name, alpha in self.alphas.items():
+            for name, alpha in self.logits.items():
                 alpha.copy_(alphas[name])
 
     def _seen_by_weights(self, at: SearchPoint, batch: Batch) -> tuple[OpWeights, Tensor | None]:
-        clean = self.relaxed(at)
+        with torch.no_grad():
+            drawn = self._drawn(self.logits, at)
+        clean = self._whole(drawn)
         if self.method.perturb is None:
             return clean, None
         rewind = self._rewinder("network")
 
         def train_loss(op_weights: OpWeights, norm: Norm) -> Tensor:
             rewind()
-            return self._loss(op_weights, batch, norm)[0]
+            mixture = self._training_mixture(self._whole(op_weights), at)
+            return self._loss(mixture, batch, norm)[0]
 
-        found = self._with_fixed(self.method.perturb(clean, replace(at, train_loss=train_loss)))
+        # A perturbation moves the operations that are left, and no others.
+        found = self._whole(self.method.perturb(drawn, replace(at, train_loss=train_loss)))
         perturbed = {name: matrix.detach() for name, matrix in found.items()}
         moved = [(perturbed[name] - clean[name]).abs().amax() for name in clean]
         return perturbed, torch.stack(moved).amax()
 
-    def _loss(self, op_weights: OpWeights, batch: Batch, norm: Norm) -> tuple[Tensor, Tensor]:
+    def _loss(self, mixture: Mixture, batch: Batch, norm: Norm) -> tuple[Tensor, Tensor]:
         """Return the mean cross entropy in nats and the logits `(B, num_classes)`."""
         generator = self.generators["network"]
-        logits = self.supernet(batch[0], Mixture(op_weights), norm=norm, generator=generator)
+        logits = self.supernet(batch[0], mixture, norm=norm, generator=generator)
         return F.cross_entropy(logits, batch[1]), logits
 
     def _rewinder(self, *purposes: str) -> Callable[[], None]:

@@ -7,11 +7,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from spaces.core import plugins
 from spaces.core.errors import PluginSettingsError
+from spaces.core.space import Space
 from trainables.choices import Plugin, choose_plugin
 from trainables.method import Method, SearchPoint
 from trainables.selecting import Selection
+from trainables.stages import space_of
 
 
 def build_method(name: str, config: Any, *, epochs: int) -> Method:
@@ -33,33 +37,117 @@ def build_method(name: str, config: Any, *, epochs: int) -> Method:
         other: Method = _build("methods", given["perturb"])
         log = partial(_log_both, first=method, second=other)
         method = replace(method, perturb=other.perturb, log=log)
+    if given["early_stop"] is not None:
+        method = replace(method, early_stop=_build("early_stops", given["early_stop"]))
     if getattr(config, "alpha_start", None) is not None:
         method = replace(method, alpha_start=config.alpha_start)
     if getattr(config, "genotype_of", None) is not None:
         method = replace(method, genotype_of=config.genotype_of)
-    start = method.first_alpha_epoch(epochs)
-    if start >= epochs:
+    if getattr(config, "fixed_alphas", None):
+        if method.alphas != "trained":
+            raise PluginSettingsError(
+                f"method.fixed_alphas has no effect: {name} does not train its alphas."
+            )
+        method = replace(method, alphas="zero")
+    _check_parts(name, method, config)
+    stages = method.stages_of(epochs)
+    shortest = min(stage.epochs for stage in stages)
+    start = method.first_alpha_epoch(shortest)
+    if method.alphas == "trained" and start >= shortest:
+        rest = f"its alphas rest for the first {start} epochs"
+        if len(stages) > 1:
+            rest += f" of each of its {len(stages)} stages, the shortest of {shortest}"
         raise PluginSettingsError(
-            f"method: {name} would search nothing: its alphas rest for the first {start} epochs, "
-            f"and search.epochs is {epochs}. Set method.alpha_start below it, or search longer."
+            f"method: {name} would search nothing: {rest}, and search.epochs is {epochs}. "
+            "Set method.alpha_start below it, or search longer."
         )
     return method
 
 
-def build_selection(rule: Plugin, method: Mapping[str, Any] | None = None) -> Selection:
+def check_supernets(space: Space, method: Method, *, epochs: int) -> None:
+    """Refuse a space whose supernets cannot be what the method needs, without their memory.
+
+    Raises:
+        SpaceError: Its channels, depth or cells do not allow them.
+    """
+    with torch.device("meta"):
+        for stage in method.stages_of(epochs):
+            deep = space_of(space, stage)
+            deep.build_supernet(3, 10, seed=0, structure=method.structure)
+
+
+def _check_parts(name: str, method: Method, config: Any) -> None:
+    """Refuse parts that would have no effect in this method, or another than they are meant to."""
+
+    def given(*keys: str) -> str | None:
+        return next((key for key in keys if getattr(config, key, None) is not None), None)
+
+    if method.sampled is not None and method.perturb is not None:
+        raise PluginSettingsError(
+            f"method.perturb cannot be given: {name} runs one drawn operation on an edge, and a "
+            "perturbation would take away which."
+        )
+    if not method.simplex and method.perturb is not None:
+        raise PluginSettingsError(
+            f"method.perturb cannot be given: rows of the op weights of {name} need not sum to "
+            "one, and a perturbation would rescale them so that they do."
+        )
+    if not method.trains and (key := given("perturb")):
+        raise PluginSettingsError(f"method.{key} has no effect: {name} has no training steps.")
+    unused = given("alpha_gradient", "alpha_start", "early_stop")
+    if method.alphas != "trained" and unused:
+        raise PluginSettingsError(
+            f"method.{unused} has no effect: the alphas of {name} are not trained here."
+        )
+    if method.alphas != "trained" and method.genotype_of == "best_epoch":
+        raise PluginSettingsError(
+            f"method.genotype_of best_epoch has no effect: the alphas of {name} are not trained "
+            "here, and every epoch has the same genotype."
+        )
+    if method.early_stop is not None:
+        against = None
+        if method.stages is not None:
+            against = f"the stages of {name}: it goes back to a genotype of another supernet"
+        elif method.genotype_of == "best_epoch":
+            against = "genotype_of best_epoch: both say which epoch's genotype is the result"
+        if against:
+            raise PluginSettingsError(f"method.early_stop cannot be combined with {against}.")
+
+
+def build_selection(
+    rule: Plugin, settings: Mapping[str, Any] | None = None, *, of_method: Method | None = None
+) -> Selection:
     """Return the selection rule of a search.
 
     Args:
         rule: A plug-in of kind "selections".
-        method: Settings of the method, whose `select` goes first; None for a rule by itself.
+        settings: Settings of the method, whose `select` goes first; None for a rule by itself.
+        of_method: The method built from them, whose own rule stands for `magnitude`.
 
     Raises:
         PluginSettingsError: The rule chooses once, after the last epoch, and the method is asked
-            for the genotype of the best one.
+            for the genotype of the best one; or it can only choose by alphas that stay zero.
     """
-    method = method or {}
+    method = settings or {}
     name, config = choose_plugin("selections", method.get("select") or rule)
     selection: Selection = plugins.load("selections", name).build(config)
+    if of_method is not None and name == "magnitude":
+        selection = of_method.selection or selection
+    if of_method is not None and of_method.alphas == "at_start" and name != "magnitude":
+        raise PluginSettingsError(
+            f"The selection {name} has nothing to choose by: this method's op weights are those of "
+            "one random genotype. It chooses itself."
+        )
+    if of_method is not None and of_method.alphas == "zero" and selection.at_end is None:
+        raise PluginSettingsError(
+            f"method.fixed_alphas leaves the selection {name} nothing to choose by: the alphas "
+            "stay 0. Give method.select a rule that looks at the supernet, such as perturbation."
+        )
+    if selection.at_end is not None and method.get("early_stop"):
+        raise PluginSettingsError(
+            f"method.early_stop cannot be combined with the selection {name}, which looks at the "
+            "supernet after the last epoch: the genotype of an ended search is of an earlier one."
+        )
     if selection.at_end is not None and method.get("genotype_of") == "best_epoch":
         raise PluginSettingsError(
             f"method.genotype_of best_epoch has no effect with the selection {name}, which chooses "

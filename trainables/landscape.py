@@ -80,8 +80,8 @@ def landscape(
     for a, b in itertools.product(offsets, offsets):
         moved = {n: alpha + a * first[n] + b * second[n] for n, alpha in centre.items()}
         with torch.no_grad(), bilevel.draws_kept():
-            op_weights = trial.method.relax(moved, at)
-            values.append(bilevel.evaluate(op_weights, batches, norm))
+            op_weights = bilevel.mean(bilevel.logits | moved, at)
+            values.append(bilevel.evaluate(bilevel.mixture(op_weights, at), batches, norm))
     loss, accuracy = torch.stack(values).cpu().view(size, size, 2).unbind(dim=-1)
     count = sum(len(labels) for _, labels in batches)
     return Landscape(offsets, loss.tolist(), accuracy.tolist(), count, norm)
@@ -104,8 +104,10 @@ def directions(trial: SearchTrial, batches: list[Batch], norm: Norm) -> tuple[Op
         torch.randn(alpha.shape, generator=source, dtype=torch.float64).to(alpha)
         for alpha in alphas
     ]
-    first = _unit([part - part.mean(dim=-1, keepdim=True) for part in gradient])
-    second = [part - part.mean(dim=-1, keepdim=True) for part in drawn]
+    if trial.method.simplex:
+        gradient = [part - part.mean(dim=-1, keepdim=True) for part in gradient]
+        drawn = [part - part.mean(dim=-1, keepdim=True) for part in drawn]
+    first, second = _unit(gradient), drawn
     along = torch.stack([(a * b).sum() for a, b in zip(first, second, strict=True)]).sum()
     second = _unit([b - along * a for a, b in zip(first, second, strict=True)])
     return dict(zip(names, first, strict=True)), dict(zip(names, second, strict=True))

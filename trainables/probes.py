@@ -6,13 +6,12 @@ They are off unless asked for, run between epochs on the state as it is, and lea
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from spaces.core.genotype import Genotype
-from spaces.core.mixture import Norm
+from spaces.core.genotype import NONE, Genotype
+from spaces.core.mixture import Mixture, Norm
 from spaces.core.space import Space
 from trainables.bilevel import Batch, Bilevel
 from trainables.method import OpWeights, SearchPoint
@@ -32,27 +31,28 @@ def alpha_hessian(
     weight_decay: float,
     rows: int | None = None,
 ) -> Tensor:
-    r"""Return the exact joint Hessian of L_val + weight_decay / 2 |alpha|^2 in all alphas.
+    r"""Return the exact joint Hessian of L_val + weight_decay / 2 |alpha|^2 in all logits.
 
     One forward and, for each alpha, one backward through the gradient.
 
     Args:
         bilevel: State of the search; not changed.
-        at: Where the search is; a relaxation that draws does so as the next step would.
+        at: Where the search is; a relaxation that draws is taken at its mean.
         batch: A validation batch, the same in all epochs, so that curves compare.
         norm: Statistics of the batch norms.
         weight_decay: The alphas' L2 penalty, on the diagonal as in released code.
         rows: How many of the first rows to compute; None is all.
 
     Returns:
-        Float64 on the CPU, `(n, n)` with n alphas of all cell types in order, rows of each.
+        Float64 on the CPU, `(n, n)` with n alphas of all cell types in order, rows of each, then
+        those of edges where the method has them.
 
     Source:
         Zela et al., Understanding and Robustifying DARTS, ICLR 2020, and Chen & Hsieh, ICML 2020,
         in whose code cell types share one Hessian, off-diagonal blocks included.
     """
     with bilevel.draws_kept():
-        alphas = list(bilevel.alphas.values())
+        alphas = list(bilevel.logits.values())
         loss = bilevel.loss_at_alphas(at, batch, norm)
         penalty = torch.stack([alpha.square().sum() for alpha in alphas]).sum()
         gradients = torch.autograd.grad(
@@ -99,7 +99,7 @@ def time_hessian(bilevel: Bilevel, data: SearchData, at: SearchPoint, settings: 
         start = time.perf_counter()
         alpha_hessian(bilevel, at, batch, settings.norm, weight_decay=0.0, rows=rows)
         seconds.append(time.perf_counter() - start)
-    count = sum(alpha.numel() for alpha in bilevel.alphas.values())
+    count = sum(alpha.numel() for alpha in bilevel.logits.values())
     return seconds[0] + (count - 1) * max(0.0, seconds[1] - seconds[0]) / _TIMED_ROWS
 
 
@@ -112,6 +112,22 @@ def one_hot(space: Space, genotype: Genotype, like: OpWeights) -> OpWeights:
             row = space.edges[name].index((edge.source, edge.target))
             op_weights[name][row, space.operations[name].index(edge.operation)] = 1.0
     return op_weights
+
+
+def alone(space: Space, genotype: Genotype, whole: Mixture) -> Mixture:
+    """Return the mixture of a genotype alone: one operation an edge, no auxiliary skip.
+
+    Edges that a method weighs have weight 1 where the genotype has an operation other than `none`
+    and 0 elsewhere, for the channels that bypass the operations too.
+    """
+    op_weights = one_hot(space, genotype, dict(whole.op_weights))
+    if whole.edge_weights is None:
+        return Mixture(op_weights)
+    edges = {}
+    for name, matrix in op_weights.items():
+        works = torch.tensor([op != NONE for op in space.operations[name]], device=matrix.device)
+        edges[name] = (matrix * works).sum(dim=-1)
+    return Mixture(op_weights, edges)
 
 
 def probe_gap(
@@ -134,15 +150,15 @@ def probe_gap(
     """
     before = bilevel.state_dict(), data.state_dict()
     try:
-        mixture = bilevel.relaxed(at)
+        whole = bilevel.mixture(bilevel.relaxed(at), at)
         measured = []
-        for op_weights in (mixture, one_hot(space, genotype, mixture)):
+        for mixture in (whole, alone(space, genotype, whole)):
             if settings.statistics == "re_estimated":
-                _re_estimate(bilevel, data, op_weights)
+                _re_estimate(bilevel, data, mixture)
                 norm: Norm = "running"
             else:
                 norm = "batch"
-            measured.append(bilevel.evaluate(op_weights, data.validation(), norm).tolist())
+            measured.append(bilevel.evaluate(mixture, data.validation(), norm).tolist())
     finally:
         bilevel.load_state_dict(before[0])
         data.load_state_dict(before[1])
@@ -153,7 +169,7 @@ def probe_gap(
     }
 
 
-def _re_estimate(bilevel: Bilevel, data: SearchData, op_weights: Mapping[str, Tensor]) -> None:
+def _re_estimate(bilevel: Bilevel, data: SearchData, mixture: Mixture) -> None:
     with torch.no_grad():
         for _ in range(_REESTIMATION_BATCHES):
-            bilevel.loss_on(dict(op_weights), data.next_batches()[0], "batch_and_update")
+            bilevel.loss_on(mixture, data.next_batches()[0], "batch_and_update")

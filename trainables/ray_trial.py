@@ -103,6 +103,8 @@ class BlockTrainable(tune.Trainable):
             curve = self.trials[seed].curve
             if len(curve) >= self.reported:
                 entries[seed] = curve[self.reported - 1]
+            elif curve and not self.trials[seed].diverged:
+                entries[seed] = curve[-1]  # it ended itself, and stands where it ended
         return self._result(entries)
 
     def _has(self, seed: int, epoch: int) -> bool:

@@ -21,7 +21,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ from trainables.probes import probe_gap, probe_hessian, time_hessian
 from trainables.search_data import SearchData
 from trainables.selecting import Selected, Selection, TrainedSupernet
 from trainables.settings import Diagnostics, SearchSettings
+from trainables.stages import Place, kept_columns, space_of
 from trainables.state import (
     Fingerprint,
     check_identity,
@@ -95,6 +96,8 @@ class SearchTrial:
         scores: What a selection rule chose the genotype by after the last epoch; else empty.
         genotype_epoch: The epoch that it is of, counted from 1; 0 before the first.
         op_weights: Likewise, by cell type `(num_edges, num_ops)`.
+        stopped_at: Where an early stop ended the search: the epoch that the genotype is of; else
+            None.
         diverged: Whether a loss was not finite. The trial then holds the state of the last good
             epoch, and ends.
         resumed_elsewhere: Whether it was ever continued under another fingerprint, so that it may
@@ -134,44 +137,82 @@ class SearchTrial:
         name, config = chosen["method"]
         self.method: Method = build_method(name, config, epochs=self.settings.epochs)
         name, config = chosen["selection"]
-        self._selection = build_selection((name, config), self.description["method"])
+        self._selection = build_selection(
+            (name, config), self.description["method"], of_method=self.method
+        )
         name, config = chosen["dataset"]
         dataset_module = plugins.load("datasets", name)
         self.data_digest: str = dataset_module.digest(config)
         images = dataset_module.load(config, "train")
         self._data = SearchData(images, self.settings, seed=seed, device=self.device)
-        self._bilevel = Bilevel(
-            self.space.build_supernet(
-                images.in_channels, images.num_classes, seed=purpose_seed(seed, "init")
+        self._image_shape = images.in_channels, images.num_classes
+        self._stages = self.method.stages_of(self.settings.epochs)
+        for stage in self._stages:
+            space_of(self.space, stage)  # a stage that cannot be is refused before the first
+        self._bilevel = self._build_stage(0)
+        self.epoch = 0
+        self.curve: list[Entry] = []
+        self.diverged = self.resumed_elsewhere = False
+        self.stopped_at: int | None = None
+        self.op_weights = cloned(self._bilevel.relaxed(self._bilevel.point(0)))
+        self.genotype = self._by_each_epoch(self._selection)
+        self.genotype_epoch = 0
+        self.scores: OpWeights = {}
+
+    def _build_stage(self, index: int, columns: Mapping[str, Tensor] | None = None) -> Bilevel:
+        """Return a stage of the search at its start; `columns` are the operations left."""
+        stage = self._stages[index]
+        start = sum(before.epochs for before in self._stages[:index])
+        place = Place(index, start, stage.epochs, columns)
+        return Bilevel(
+            space_of(self.space, stage).build_supernet(
+                *self._image_shape,
+                seed=purpose_seed(self.seed, "init" + place.suffix),
+                structure=self.method.structure,
             ),
             self.space.alpha_shapes(),
             self.method,
             self.settings,
-            seed=seed,
+            seed=self.seed,
             device=self.device,
+            space=self.space,
+            place=place,
         )
-        self.epoch = 0
-        self.curve: list[Entry] = []
-        self.diverged = self.resumed_elsewhere = False
-        self.op_weights = cloned(self._bilevel.relaxed(self._bilevel.point(0)))
-        self.genotype = self._selection.each_epoch(self.space, self.op_weights)
-        self.genotype_epoch = 0
-        self.scores: OpWeights = {}
+
+    def _enter_stage(self) -> None:
+        """Go to the next stage where the one before is done; it keeps the strongest operations."""
+        place = self._bilevel.place
+        if self.epoch < place.start + place.epochs:
+            return
+        index = place.index + 1
+        count, columns = self._stages[index].operations, place.columns
+        if count is not None:
+            columns = kept_columns(self.op_weights, count)
+        self._bilevel = self._build_stage(index, columns)
 
     @property
     def alphas(self) -> Alphas:
-        """Logits by cell type, `(num_edges, num_ops)`."""
+        """Logits by cell type, `(num_edges, num_ops)`; in later stages of those that are left."""
         return self._bilevel.alphas
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch: full batches of the training split."""
-        return self._data.num_steps
+        """Steps of an epoch: full batches of the training split, or 1 where nothing is trained."""
+        return self._data.num_steps if self.method.trains else 1
 
     @property
     def finished(self) -> bool:
         """Whether no epoch is left to run."""
-        return self.diverged or self.epoch >= self.settings.epochs
+        return self._is_over()
+
+    def _is_over(self) -> bool:
+        ended = self.diverged or self.stopped_at is not None
+        return ended or self.epoch >= self.settings.epochs
+
+    @property
+    def chooses_epoch(self) -> bool:
+        """Whether the genotype is of an epoch that a rule has chosen, and not simply the last."""
+        return self.method.genotype_of == "best_epoch" or self.stopped_at is not None
 
     def run(self) -> Genotype:
         """Run the epochs that are left and return the genotype."""
@@ -194,14 +235,16 @@ class SearchTrial:
         start = time.perf_counter()
         reset_peak_memory(self.device)
         clocks = Stopwatch(self.device), Stopwatch(self.device)
+        self._enter_stage()
         epoch, bilevel = self.epoch, self._bilevel
         at = bilevel.point(epoch)
-        sums: dict[str, Tensor] = {}
-        for _ in range(self._data.num_steps):
-            for name, value in bilevel.step(at, *self._data.next_batches(), clocks).items():
-                sums[name] = sums.get(name, 0.0) + value.double()
+        values: dict[str, list[Tensor]] = {}
+        for step in range(self.steps_per_epoch):
+            measured = bilevel.step(replace(at, step=step), *self._data.next_batches(), clocks)
+            for name, value in measured.items():
+                values.setdefault(name, []).append(value.double())
         self.op_weights = cloned(bilevel.relaxed(at))
-        metrics = self._metrics(sums)
+        metrics = self._metrics(at, values)
         if all(math.isfinite(value) for value in metrics.values()):
             self.epoch += 1
             genotype = self._genotype()
@@ -209,13 +252,15 @@ class SearchTrial:
             self.load_state_dict(before)
             self.diverged = True
             metrics = worst_of(metrics, self.alphas, self.op_weights)
-            genotype = self._selection.each_epoch(self.space, self.op_weights)
+            genotype = self._by_each_epoch(self._selection)
+        watched = {} if self.diverged else self._watch(at)
         probed = {} if self.diverged else self._probe(at, genotype)
         entry: Entry = {
             "epoch": epoch + 1,
             **metrics,
             "diverged": int(self.diverged),
             **genotype_diagnostics(self.space, genotype),
+            **watched,
             **probed,
             "weight_lr": bilevel.weight_lr(epoch),
             **self.method.log(at),
@@ -226,7 +271,7 @@ class SearchTrial:
             "genotype": genotype.to_json(),
             "genotype_hash": genotype.hash,
         }
-        if self.epoch >= self.settings.epochs:
+        if self._is_over():
             # How far seeds agree is seen in the op weights alone; once is enough.
             entry["op_weights"] = {name: m.tolist() for name, m in self.op_weights.items()}
         self.curve.append(entry)
@@ -239,7 +284,7 @@ class SearchTrial:
     def _genotype(self) -> Genotype:
         """Return the genotype of the epoch just done; after the last one it may take long."""
         if self.epoch < self.settings.epochs or self._selection.at_end is None:
-            return self._selection.each_epoch(self.space, self.op_weights)
+            return self._by_each_epoch(self._selection)
         selected = self.select(self._selection)
         self.scores = selected.scores
         return selected.genotype
@@ -256,7 +301,7 @@ class SearchTrial:
         if not isinstance(rule, Selection):
             rule = build_selection(rule)
         if rule.at_end is None:
-            return Selected(rule.each_epoch(self.space, self.op_weights), cloned(self.op_weights))
+            return Selected(self._by_each_epoch(rule), cloned(self.op_weights))
         before = self._bilevel.state_dict(), self._data.state_dict()
         at = self._bilevel.point(max(0, self.epoch - 1))
         try:
@@ -267,13 +312,27 @@ class SearchTrial:
 
     def load_final(self, state: Mapping[str, Any]) -> None:
         """Take weights, statistics and alphas from a `final_state`; see `trainables.stored`."""
+        self._load_stage(state)
         self._bilevel.load_final(state["weights"] | state["buffers"], state["alphas"])
         self.epoch = int(state["epoch"])
         self.op_weights = cloned(self._bilevel.relaxed(self._bilevel.point(max(0, self.epoch - 1))))
         self.genotype = Genotype.from_json(json.loads(state["genotype"]))
 
+    def _load_stage(self, state: Mapping[str, Any]) -> None:
+        """Have the supernet of the stage that a state is of."""
+        index, columns = state.get("stage", 0), state.get("columns")
+        place = self._bilevel.place
+        if index != place.index or not _same_columns(columns, place.columns):
+            self._bilevel = self._build_stage(index, columns)
+
+    def _by_each_epoch(self, rule: Selection) -> Genotype:
+        at = self._bilevel.point(max(0, self.epoch - 1))
+        return rule.each_epoch(self.space, self._bilevel.strengths(self.op_weights, at))
+
     def _chosen_epoch(self) -> int:
         """Return the epoch, counted from 1, whose genotype is the result; 0 before the first."""
+        if self.stopped_at is not None:
+            return self.stopped_at
         whole = self._selection.at_end is not None and self.epoch == self.settings.epochs
         if self.method.genotype_of == "last_epoch" or whole:
             return self.epoch
@@ -283,21 +342,39 @@ class SearchTrial:
         best = max(candidates, key=lambda entry: entry["val_accuracy"], default={"epoch": 0})
         return int(best["epoch"])
 
-    def _metrics(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Measure the epoch; `sums` are those of `Bilevel.step` over its steps."""
-        settings = self.settings
+    def _metrics(self, at: SearchPoint, values: Mapping[str, list[Tensor]]) -> dict[str, float]:
+        """Measure the epoch; `values` are those of `Bilevel.step`, from the steps that had them."""
         val = self._bilevel.evaluate(
-            self.op_weights, self._data.validation(), settings.validation_norm
+            self._bilevel.shown(self.op_weights, at),
+            self._data.validation(),
+            self.settings.validation_norm,
         )
         decided = alpha_diagnostics(self.alphas, self.op_weights)
-        means = torch.stack(list(sums.values())) / self._data.num_steps
-        names = (*sums, "val_loss", "val_accuracy", *ALPHA_DIAGNOSTICS)
+        means = torch.stack([torch.stack(each).mean() for each in values.values()])
+        names = (*values, "val_loss", "val_accuracy", *ALPHA_DIAGNOSTICS)
         # The only wait for a GPU in an epoch.
         return dict(zip(names, torch.cat([means, val, decided]).tolist(), strict=True))
 
+    def _watch(self, at: SearchPoint) -> Entry:
+        """Ask the rule that may end the search; `at` is the epoch just done."""
+        rule, epochs = self.method.early_stop, self.settings.epochs
+        if rule is None:
+            return {}
+        found: Entry = {}
+        if rule.due(at.epoch, epochs):
+            value = rule.measure(self._bilevel, self._data, at)
+            # What is not finite has no place in a curve; the search itself may well go on.
+            found = {rule.name: value} if math.isfinite(value) else {}
+            past = enumerate([*self.curve, found])
+            values = [(epoch, entry[rule.name]) for epoch, entry in past if rule.name in entry]
+            logged, target = rule.verdict(values, epochs)
+            found |= logged
+            self.stopped_at = None if target is None else target + 1
+        return found | {"stopped_early": int(self.stopped_at is not None)}
+
     def _probe(self, at: SearchPoint, genotype: Genotype) -> Entry:
         """Run the diagnostics that are due after the epoch just done."""
-        last = self.epoch >= self.settings.epochs
+        last = self._is_over()
         found: Entry = {}
         hessian, gap = self.diagnostics.hessian, self.diagnostics.discretization_gap
         start = time.perf_counter()
@@ -328,20 +405,40 @@ class SearchTrial:
     def time_steps(self, count: int = 3) -> float:
         """Return the seconds of a step in which the alphas move; changes no result.
 
+        Of a search in stages it is the mean over its epochs; what an early stop measures is shared
+        out over the steps.
+
         Args:
-            count: Steps to time, after one that is not counted.
+            count: Steps to time in each stage, after one that is not counted.
         """
         before = self.state_dict()
-        at = self._bilevel.point(max(self.epoch, self._bilevel.first_alpha_epoch))
-        clocks = Stopwatch(self.device), Stopwatch(self.device)
+        seconds = 0.0
         try:
-            for number in range(count + 1):
-                self._bilevel.step(at, *self._data.next_batches(), clocks)
-                if number == 0:
-                    clocks = Stopwatch(self.device), Stopwatch(self.device)
+            for index, stage in enumerate(self._stages):
+                if index:
+                    columns = self._bilevel.place.columns
+                    if stage.operations is not None:
+                        columns = kept_columns(self.op_weights, stage.operations)
+                    self._bilevel = self._build_stage(index, columns)
+                seconds += stage.epochs / self.settings.epochs * self._time_steps(count)
         finally:
             self.load_state_dict(before)
-        return clocks[0].mean() + clocks[1].mean()
+        rule, epochs = self.method.early_stop, self.settings.epochs
+        if rule is not None:
+            start = time.perf_counter()
+            rule.measure(self._bilevel, self._data, self._bilevel.point(self.epoch))
+            share = sum(rule.due(epoch, epochs) for epoch in range(epochs)) / epochs
+            seconds += share * (time.perf_counter() - start) / self.steps_per_epoch
+        return seconds
+
+    def _time_steps(self, count: int) -> float:
+        at = self._bilevel.point(max(self.epoch, self._bilevel.first_alpha_epoch))
+        clocks = Stopwatch(self.device), Stopwatch(self.device)
+        for number in range(count + 1):
+            self._bilevel.step(at, *self._data.next_batches(), clocks)
+            if number == 0:
+                clocks = Stopwatch(self.device), Stopwatch(self.device)
+        return clocks[0].mean() / self.method.weight_steps + clocks[1].mean()
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that the rest of the search depends on, and its results."""
@@ -352,12 +449,15 @@ class SearchTrial:
             "fingerprint": asdict(self.fingerprint),
             "resumed_elsewhere": self.resumed_elsewhere,
             "epoch": self.epoch,
+            "stopped_at": self.stopped_at,
             "diverged": self.diverged,
             "curve": [dict(entry) for entry in self.curve],
             "genotype": self.genotype.to_json(),
             "genotype_epoch": self.genotype_epoch,
             "op_weights": cloned(self.op_weights),
             "scores": cloned(self.scores),
+            "stage": self._bilevel.place.index,
+            "columns": cloned(self._bilevel.place.columns),
             "bilevel": self._bilevel.state_dict(),
             "data": self._data.state_dict(),
         }
@@ -375,8 +475,10 @@ class SearchTrial:
             )
         check_identity(state["identity"], self._identity())
         self._data.load_state_dict(state["data"])
+        self._load_stage(state)
         self._bilevel.load_state_dict(state["bilevel"])
         self.epoch, self.diverged = state["epoch"], state["diverged"]
+        self.stopped_at = state.get("stopped_at")
         self.curve = [dict(entry) for entry in state["curve"]]
         self.genotype = Genotype.from_json(state["genotype"])
         self.genotype_epoch = state["genotype_epoch"]
@@ -410,10 +512,18 @@ class SearchTrial:
         return {
             "weights": cloned(dict(supernet.named_parameters())),
             "buffers": cloned(dict(supernet.named_buffers())),
-            "alphas": cloned(self.alphas),
+            "alphas": cloned(self._bilevel.logits),
             "op_weights": cloned(self.op_weights),
             "scores": cloned(self.scores),
+            "stage": self._bilevel.place.index,
+            "columns": cloned(self._bilevel.place.columns),
             "epoch": self.epoch,
             "genotype": json.dumps(self.genotype.to_json()),
             "settings": json.dumps(self.description),
         }
+
+
+def _same_columns(one: Mapping[str, Tensor] | None, other: Mapping[str, Tensor] | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return all(torch.equal(one[name], other[name]) for name in one)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -83,31 +84,49 @@ class TrainedSupernet:
             batches: Such as `validation()`.
             norm: Statistics of the batch norms; "batch_and_update" would change the supernet.
         """
+        mixture = self._bilevel.mixture(op_weights, self.at)
         for batch in batches:
             with self._bilevel.draws_kept("network"):
-                yield self._bilevel.loss_on(op_weights, batch, norm), len(batch[1])
+                yield self._bilevel.loss_on(mixture, batch, norm), len(batch[1])
 
-    def evaluate(self, op_weights: OpWeights, norm: Norm) -> tuple[float, float]:
-        """Return loss in nats and accuracy on the whole validation split."""
+    def evaluate(
+        self, op_weights: OpWeights, norm: Norm, *, batches: int | None = None
+    ) -> tuple[float, float]:
+        """Return loss in nats and accuracy on the validation split; every call draws equally.
+
+        Args:
+            op_weights: Such as `op_weights()`.
+            norm: Statistics of the batch norms; "batch_and_update" would change the supernet.
+            batches: How many are looked at, from the first; None takes the whole split.
+        """
+        mixture = self._bilevel.mixture(op_weights, self.at)
+        seen = islice(self.validation(), batches)
         with self._bilevel.draws_kept("network"):
-            loss, accuracy = self._bilevel.evaluate(op_weights, self.validation(), norm).tolist()
+            loss, accuracy = self._bilevel.evaluate(mixture, seen, norm).tolist()
         return loss, accuracy
 
     def fix(self, cell: str, edge: int, operation: int) -> None:
         """Leave one operation on an edge, with op weight 1, in all cells of the type."""
         self._bilevel.fix(cell, edge, operation)
 
-    def tune(self, epochs: int, *, lr_share: float) -> None:
-        """Train weights and alphas on, with new optimizers.
+    def drop(self, cell: str, edge: int) -> None:
+        """Leave nothing on an edge: all its op weights are 0, in all cells of the type."""
+        self._bilevel.drop(cell, edge)
+
+    def tune(self, epochs: int, *, lr_share: float | None) -> None:
+        """Train weights and alphas on.
 
         Args:
             epochs: Epochs of the search's own length.
-            lr_share: Constant learning rate of the weights, as a share of the search's first.
+            lr_share: Constant learning rate of the weights, as a share of the search's first, with
+                new optimizers; None goes on with the rate and the optimizers of the last call.
         """
-        self._bilevel.renew_optimizers(lr_share)
+        if lr_share is not None:
+            self._bilevel.renew_optimizers(lr_share)
         clocks = Stopwatch(self._bilevel.device), Stopwatch(self._bilevel.device)
-        for _ in range(epochs * self._data.num_steps):
-            self._bilevel.step(self.at, *self._data.next_batches(), clocks)
+        for step in range(epochs * self._data.num_steps):
+            at = replace(self.at, step=step % self._data.num_steps)
+            self._bilevel.step(at, *self._data.next_batches(), clocks)
 
 
 def gate_gradients(

@@ -31,7 +31,9 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def forward(self, x: Tensor, norm: Norm, scale: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, norm: Norm, scale: Tensor | None = None, rows: slice | None = None
+    ) -> Tensor:
         """Normalise `x`, `(B, C, H, W)`.
 
         Args:
@@ -39,6 +41,8 @@ class BatchNorm(nn.Module):
             norm: Which statistics.
             scale: Weight `(C,)` in place of the layer's own. It must be contiguous: an expanded
                 scalar (stride 0) gives NaN gradients on the CPU.
+            rows: The layer's channels that `x` consists of, for a layer that is not affine; None
+                for all. The statistics of the others stay as they are.
 
         Returns:
             Normalised input, `(B, C, H, W)`.
@@ -47,6 +51,8 @@ class BatchNorm(nn.Module):
         updates, uses = norm == "batch_and_update", norm == "running"
         mean = self.running_mean if updates or uses else None
         var = self.running_var if updates or uses else None
+        if rows is not None and mean is not None and var is not None:
+            mean, var = mean[rows], var[rows]  # views: an update reaches the buffers
         return functional.batch_norm(x, mean, var, weight, self.bias, not uses, _MOMENTUM, _EPSILON)
 
 
@@ -100,7 +106,11 @@ class PointwiseConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, channels, H, W)`."""
-        return functional.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1)).permute(0, 3, 1, 2)
+        return _pointwise(x, self.weight)
+
+
+def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
+    return functional.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
 
 
 def convolution(in_channels: int, channels: int, kernel: int, *, stride: int) -> nn.Conv2d:
@@ -123,6 +133,23 @@ class ConvNorm(nn.Module):
     def forward(self, source: Source, norm: Norm, scale: Tensor | None = None) -> Tensor:
         """Map a source `(B, C, H, W)` to `(B, channels, H', W')`."""
         return self.batch_norm(self.convolution(source.rectified), norm, scale)
+
+    def on_rows(self, source: Source, norm: Norm, scale: Tensor, rows: slice) -> Tensor:
+        """Map a source `(B, C, H, W)` to some of the layer's channels, for no work on the others.
+
+        Args:
+            source: Node that the layer reads.
+            norm: Which statistics.
+            scale: Weight of those channels, contiguous.
+            rows: The channels. The layer must not be affine.
+        """
+        weight = self.convolution.weight[rows]
+        if isinstance(self.convolution, PointwiseConv):
+            x = _pointwise(source.rectified, weight)
+        else:
+            stride, padding = self.convolution.stride[0], weight.shape[-1] // 2
+            x = functional.conv2d(source.rectified, weight, stride=stride, padding=padding)
+        return self.batch_norm(x, norm, scale, rows)
 
 
 class FactorizedReduce(nn.Module):

@@ -34,6 +34,7 @@ PACKAGES: Mapping[str, str] = {
     "methods": "trainables.methods",
     "alpha_gradients": "trainables.alpha_gradients",
     "selections": "trainables.selection",
+    "early_stops": "trainables.early_stopping",
     "datasets": "trainables.datasets",
 }
 ENVIRONMENT_VARIABLE = "NAS_PLUGINS"
@@ -42,6 +43,7 @@ _SINGULAR = {
     "methods": "method",
     "alpha_gradients": "alpha_gradient",
     "selections": "selection",
+    "early_stops": "early_stop",
     "datasets": "dataset",
 }
 _CONSTANTS = frozenset({"EXPORTS", "SOURCE", "RESULTS_VERSION", "PROVIDES"})
@@ -85,22 +87,28 @@ class _OfEveryMethod:
         perturb: A method whose perturbation the weight step sees.
         select: The rule that turns the supernet into a genotype after the last epoch, in the place
             of the experiment's `selection`.
+        early_stop: The rule that may end the search before its last epoch.
         alpha_start: Epochs in which the weights are trained and the alphas rest; published for
             other numbers of epochs, it is by default the same share of them, at least 1.
         genotype_of: "last_epoch", or "best_epoch" by validation accuracy.
+        fixed_alphas: True leaves all alphas at 0: the supernet is trained at equal op weights, for
+            a `select` that looks at the trained supernet.
     """
 
     alpha_gradient: Any = None
     perturb: Any = None
     select: Any = None
+    early_stop: Any = None
     alpha_start: int | None = None
     genotype_of: typing.Literal["last_epoch", "best_epoch"] | None = None
+    fixed_alphas: bool | None = None
 
 
 SLOTS: Mapping[str, Slot] = {
     "alpha_gradient": Slot("alpha_gradients"),
     "perturb": Slot("methods", "perturb"),
     "select": Slot("selections"),
+    "early_stop": Slot("early_stops"),
 }
 
 

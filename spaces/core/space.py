@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from spaces.core.errors import SpaceError, near_miss
 from spaces.core.genotype import Cell, EdgeChoice, Genotype
 from spaces.core.layout import CellTopology, Layout
+from spaces.core.mixture import PLAIN, Structure
 from spaces.core.network import Network
 from spaces.core.operations import PARAMETER_FREE
 from spaces.core.supernet import Supernet
@@ -127,10 +128,46 @@ class Space(ABC):
     def check_cell(self, cell: Cell) -> None:
         """Raise SpaceError where a cell does not fit the rules of the space."""
 
-    def build_supernet(self, in_channels: int, num_classes: int, *, seed: int) -> Supernet:
-        """Build the supernet on the CPU in float32, from `seed`; the global RNG is untouched."""
+    def with_cells(self, cells: int) -> Space:
+        """Return the same space with another number of cells in its supernet.
+
+        Args:
+            cells: Number of cells (per stage in NAS-Bench-201).
+
+        Returns:
+            Space whose alphas have the shapes of this one's.
+
+        Raises:
+            SpaceError: There is no supernet of so many cells, or none of any other number.
+        """
+        raise SpaceError(
+            f"Space '{self.name}' has no supernet of {cells} cells, because it does not say how to "
+            "build one of another depth: give it a `with_cells`."
+        )
+
+    def build_supernet(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        seed: int,
+        structure: Structure = PLAIN,
+    ) -> Supernet:
+        """Build the supernet on the CPU in float32, from `seed`; the global RNG is untouched.
+
+        Args:
+            in_channels: Channels of the images.
+            num_classes: Classes.
+            seed: Seed of the initial weights. What the structure adds draws last, so that all
+                other weights of one seed are the same with and without it.
+            structure: What the supernet has besides candidate operations.
+
+        Raises:
+            SpaceError: The space's channels do not allow the structure.
+        """
+        layout = self.supernet_layout(in_channels, num_classes)
         with _seeded(seed):
-            return Supernet(self.topologies, self.supernet_layout(in_channels, num_classes))
+            return Supernet(self.topologies, layout, structure)
 
     def build_network(
         self,
@@ -212,6 +249,14 @@ class Space(ABC):
                 raise SpaceError(f"op_weights['{name}'] must be finite, got {values.tolist()}.")
             cells.append(self.choose(name, values))
         return Genotype(self.name, tuple(cells))
+
+    def _with_settings(self, **changed: int) -> Space:
+        try:
+            config = replace(self.config, **changed)
+        except ValueError as error:
+            raise SpaceError(f"Space '{self.name}': {error}") from error
+        build: Callable[[str, Any], Space] = type(self)
+        return build(self.name, config)
 
     def check(self, genotype: Genotype) -> None:
         """Raise SpaceError, with what is wrong, where a genotype is not one of this space."""

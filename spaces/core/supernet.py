@@ -3,218 +3,116 @@
 What makes it fast on a CPU: channels_last; `none` costs nothing; ReLU, pooling and its batch norm
 run once per source node and not once per edge; dense convolutions of one size that leave a node run
 as one; dilated convolutions run without dilation on the phases of the image; op weights enter as
-the weight of the operation's last batch norm, so that mixing costs no pass over the data.
+the weight of the operation's last batch norm, so that mixing costs no pass over the data; what a
+mask leaves out is not run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from spaces.core.errors import SpaceError
-from spaces.core.layers import BatchNorm, ConvNorm, Source, from_phases
+from spaces.core.layers import Source
 from spaces.core.layout import CellLayer, CellTopology, Layout
-from spaces.core.mixture import Mixture, Norm
-from spaces.core.operations import DilatedConv, build_operation, is_pool, pool
+from spaces.core.mixed_cell import MixedCell
+from spaces.core.mixture import PLAIN, Mixture, Norm, Structure
+from spaces.core.source_mix import EdgeScales, SkipDropout, SourceMix
 from spaces.core.trunk import Trunk
-from spaces.core.weighted_sum import weighted_sum
-
-_DENSE = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 
 
 @dataclass(frozen=True)
-class EdgeScales:
-    """Op weights of one edge in the two forms in which they are used.
+class CellMixture:
+    """What a mixture says of one cell.
 
     Attributes:
-        scalars: One 0-dimensional tensor for each operation.
-        vectors: The same, each repeated to `(C,)`, contiguous.
+        op_weights: `(num_edges, num_ops)`.
+        edge_weights: `(num_edges,)`, or None.
+        active: Boolean, `(num_edges, num_ops)`, on the CPU, or None.
+        offsets: `(num_edges,)`, or None.
+        skip_scale: 0-dimensional or a number, or None.
     """
 
-    scalars: tuple[Tensor, ...]
-    vectors: tuple[Tensor, ...]
+    op_weights: Tensor
+    edge_weights: Tensor | None
+    active: Tensor | None
+    offsets: Tensor | None
+    skip_scale: Tensor | float | None
+
+    def scales(self, channels: int) -> tuple[EdgeScales, ...]:
+        """Return one `EdgeScales` for each edge, for operations that see `channels` channels."""
+        op_weights, edge_weights, offsets = self.op_weights, self.edge_weights, self.offsets
+        num_edges = len(op_weights)
+        absent: Sequence[None] = [None] * num_edges
+        skip_scales: Tensor | None = None
+        if self.skip_scale is not None:
+            skip_scales = self.skip_scale * op_weights.new_ones(num_edges)
+        if edge_weights is not None:
+            # The factor of a sum is a factor of all that is small, and costs no pass over images.
+            op_weights = op_weights * edge_weights[:, None]
+            offsets = None if offsets is None else offsets * edge_weights
+            skip_scales = None if skip_scales is None else skip_scales * edge_weights
+        skips: Sequence[tuple[Tensor, Tensor] | None] = absent
+        if skip_scales is not None:
+            vectors = _repeated(skip_scales, channels)
+            skips = list(zip(skip_scales.unbind(), vectors.unbind(), strict=True))
+        repeated = _repeated(op_weights, channels)
+        per_edge = zip(
+            op_weights.unbind(),
+            repeated.unbind(),
+            absent if self.active is None else self.active.tolist(),
+            absent if edge_weights is None else edge_weights.unbind(),
+            absent if offsets is None else offsets.unbind(),
+            skips,
+            strict=True,
+        )
+        return tuple(
+            EdgeScales(scalars.unbind(), vectors.unbind(), *extras)
+            for scalars, vectors, *extras in per_edge
+        )
 
 
-def edge_scales(op_weights: Tensor, channels: int) -> tuple[EdgeScales, ...]:
-    """Split op weights `(num_edges, num_ops)` into one `EdgeScales` for each edge."""
-    num_edges, num_ops = op_weights.shape
+def _repeated(values: Tensor, channels: int) -> Tensor:
     # One copy for all: an expanded scalar as a norm's weight gives NaN gradients on the CPU.
-    repeated = op_weights.reshape(-1).repeat_interleave(channels).view(num_edges, num_ops, channels)
-    return tuple(
-        EdgeScales(scalars.unbind(), vectors.unbind())
-        for scalars, vectors in zip(op_weights.unbind(), repeated.unbind(), strict=True)
-    )
-
-
-@dataclass(frozen=True)
-class EdgeOutputs:
-    """Weighted outputs of one edge, or of all edges that enter a node.
-
-    Attributes:
-        plain: Images, each `(B, C, H, W)`.
-        phased: Images in phases, each `(4 B, C, H / 2, W / 2)`; only their sum is put together.
-    """
-
-    plain: list[Tensor]
-    phased: list[Tensor]
-
-
-class SourceMix(nn.Module):
-    """All candidate operations of all edges that leave one node.
-
-    Args:
-        operations: Candidate operations, the columns of the op weights.
-        rows: Rows of the op weights, one for each edge that leaves the node.
-        channels: Channels of a node.
-        stride: 1 or 2.
-        pool_norm: Whether pooling is followed by a batch norm.
-    """
-
-    def __init__(
-        self,
-        operations: Sequence[str],
-        rows: Sequence[int],
-        channels: int,
-        *,
-        stride: int,
-        pool_norm: bool,
-    ) -> None:
-        super().__init__()
-        self.rows = tuple(rows)
-        self.channels = channels
-        self.stride = stride
-        self.operations = tuple(operations)
-        self.pools = tuple(name for name in operations if is_pool(name))
-        self.skips = stride == 1 and "skip_connect" in operations
-        self.pool_norms = nn.ModuleDict(
-            {name: BatchNorm(channels, affine=False) for name in self.pools if pool_norm}
-        )
-        self.dense = nn.ModuleDict(
-            {
-                name: ConvNorm(
-                    channels, len(self.rows) * channels, kernel, stride=stride, affine=False
-                )
-                for name, kernel in _DENSE.items()
-                if name in operations
-            }
-        )
-        shared = {"none", *self.pools, *self.dense, *(["skip_connect"] * self.skips)}
-        self.edge_operations = nn.ModuleDict(
-            {
-                name: nn.ModuleList(
-                    build_operation(name, channels, stride=stride, affine=False) for _ in self.rows
-                )
-                for name in operations
-                if name not in shared
-            }
-        )
-
-    def linear_terms(self, source: Source, norm: Norm) -> list[tuple[int, Tensor]]:
-        """Return (column, feature) of what edges only have to weigh: the pools and the skip."""
-        terms = []
-        for name in self.pools:
-            feature = pool(source.raw, name, self.stride)
-            if name in self.pool_norms:
-                feature = self.pool_norms[name](feature, norm)
-            terms.append((self.operations.index(name), feature))
-        if self.skips:
-            terms.append((self.operations.index("skip_connect"), source.raw))
-        return terms
-
-    def forward(
-        self, source: Source, scales: Sequence[EdgeScales], norm: Norm
-    ) -> list[EdgeOutputs]:
-        """Return, for each edge, the weighted outputs of its convolutions."""
-        outputs = [EdgeOutputs([], []) for _ in self.rows]
-        wide: Tensor | None = None
-        for name, convolution in self.dense.items():
-            column = self.operations.index(name)
-            scale = torch.cat([scales[row].vectors[column] for row in self.rows])
-            output = convolution(source, norm, scale)
-            wide = output if wide is None else wide + output
-        if wide is not None:
-            for into, part in zip(outputs, wide.split(self.channels, 1), strict=True):
-                into.plain.append(part)
-        for name in self.edge_operations:
-            column = self.operations.index(name)
-            operations = cast(nn.ModuleList, self.edge_operations[name])
-            for into, row, operation in zip(outputs, self.rows, operations, strict=True):
-                scale = scales[row].vectors[column]
-                if self.stride == 1 and source.has_phases and isinstance(operation, DilatedConv):
-                    into.phased.append(operation.in_phases(source, norm, scale))
-                else:
-                    into.plain.append(operation(source, norm, scale))
-        return outputs
-
-
-class MixedCell(nn.Module):
-    """A cell whose every edge runs all candidate operations, weighed by op weights."""
-
-    def __init__(self, topology: CellTopology, layer: CellLayer) -> None:
-        super().__init__()
-        self.topology = topology
-        self.mixes = nn.ModuleList()
-        for node in range(topology.num_nodes):
-            rows = [row for row, (source, _) in enumerate(topology.edges) if source == node]
-            if rows:
-                mix = SourceMix(
-                    topology.operations,
-                    rows,
-                    layer.channels,
-                    stride=layer.stride if node < topology.num_inputs else 1,
-                    pool_norm=topology.pool_norm,
-                )
-                self.mixes.append(mix)
-
-    def forward(self, inputs: Sequence[Source], scales: Sequence[EdgeScales], norm: Norm) -> Tensor:
-        """Run the cell.
-
-        Args:
-            inputs: Input nodes, each `(B, C, H, W)`.
-            scales: Op weights of every edge, at this cell's channels.
-            norm: Which batch-norm statistics.
-
-        Returns:
-            Concatenation of the output nodes, `(B, out_channels, H', W')`.
-        """
-        nodes = list(inputs)
-        arriving = [EdgeOutputs([], []) for _ in range(self.topology.num_nodes)]
-        weighted: list[list[tuple[Tensor, Tensor]]] = [[] for _ in arriving]
-        for node in range(self.topology.num_nodes):
-            if node >= len(nodes):
-                plain, phased = arriving[node].plain, arriving[node].phased
-                if phased:
-                    plain.append(from_phases(weighted_sum([], phased)))
-                nodes.append(Source(weighted_sum(weighted[node], plain)))
-            if node >= len(self.mixes):
-                continue
-            mix = cast(SourceMix, self.mixes[node])
-            terms = mix.linear_terms(nodes[node], norm)
-            for row, outputs in zip(mix.rows, mix(nodes[node], scales, norm), strict=True):
-                target = self.topology.edges[row][1]
-                arriving[target].plain.extend(outputs.plain)
-                arriving[target].phased.extend(outputs.phased)
-                weighted[target].extend(
-                    (scales[row].scalars[column], feature) for column, feature in terms
-                )
-        outputs = [nodes[node].raw for node in self.topology.concat]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+    flat = values.reshape(-1).repeat_interleave(channels)
+    return flat.view(*values.shape, channels)
 
 
 class Supernet(nn.Module):
     """Over-parameterised network: weights and running statistics, and nothing else.
 
     A pass is a function of (weights, running statistics, mixture, images): alphas live outside.
+
+    Args:
+        topologies: Of every cell type.
+        layout: How cells are stacked.
+        structure: What there is besides candidate operations. Its weights are drawn after all
+            others, so that those are the same with and without it.
+
+    Raises:
+        SpaceError: The layout does not allow the structure.
     """
 
-    def __init__(self, topologies: Sequence[CellTopology], layout: Layout) -> None:
+    def __init__(
+        self,
+        topologies: Sequence[CellTopology],
+        layout: Layout,
+        structure: Structure = PLAIN,
+    ) -> None:
         super().__init__()
+        self.structure = structure
         self.topologies = {topology.name: topology for topology in topologies}
-        self.trunk = Trunk(layout, lambda layer: MixedCell(self.topologies[layer.cell], layer))
+        self.trunk = Trunk(
+            layout, lambda layer: MixedCell(self.topologies[layer.cell], layer, structure)
+        )
+        if structure.auxiliary_skip:
+            for module in self.trunk.modules():
+                if isinstance(module, SourceMix):
+                    module.add_auxiliary_skips()
         cells = [layer for layer in layout.layers if isinstance(layer, CellLayer)]
         self.num_cells = {
             name: sum(layer.cell == name for layer in cells) for name in self.topologies
@@ -227,52 +125,104 @@ class Supernet(nn.Module):
         mixture: Mixture,
         *,
         norm: Norm = "batch",
-        generator: torch.Generator | None = None,  # noqa: ARG002 (no operation is random yet)
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Classify images.
 
         Args:
             images: `(B, in_channels, H, W)`.
-            mixture: Op weights of every cell type.
+            mixture: What every cell type is mixed by.
             norm: Statistics of the batch norms: "batch", "batch_and_update" or "running".
-            generator: Source of all randomness inside the network.
+            generator: Source of all randomness inside the network, on the device of the images.
 
         Returns:
             Logits, `(B, num_classes)`.
 
         Raises:
-            SpaceError: The mixture has a wrong shape, or there is no such `norm`.
+            SpaceError: The mixture has a wrong shape or asks for what the supernet does not have,
+                or there is no such `norm`.
         """
         self._check(mixture, norm)
+        dropout: SkipDropout | None = None
+        if mixture.skip_dropout > 0 and norm != "running":
+            if generator is None:
+                raise SpaceError("A mixture with skip_dropout needs a generator, got None.")
+            dropout = SkipDropout(mixture.skip_dropout, generator)
         shared: dict[tuple[str, int], tuple[EdgeScales, ...]] = {}
         seen = dict.fromkeys(self.topologies, 0)
 
         def run_cell(cell: nn.Module, layer: CellLayer, inputs: Sequence[Source]) -> Tensor:
-            op_weights = mixture.op_weights[layer.cell]
-            if op_weights.dim() == 3:
-                scales = edge_scales(op_weights[seen[layer.cell]], layer.channels)
-                seen[layer.cell] += 1
+            name, place = layer.cell, seen[layer.cell]
+            seen[name] += 1
+            channels = layer.channels // self.structure.partial_channels
+            key = (name, channels)
+            if _differs(mixture, name):
+                scales = _of_cell(mixture, name, place).scales(channels)
             else:
-                key = (layer.cell, layer.channels)
                 if key not in shared:
-                    shared[key] = edge_scales(op_weights, layer.channels)
+                    shared[key] = _of_cell(mixture, name, place).scales(channels)
                 scales = shared[key]
-            return cell(inputs, scales, norm)
+            return cell(inputs, scales, norm, dropout)
 
         return self.trunk(images, norm, run_cell)[0]
 
     def _check(self, mixture: Mixture, norm: Norm) -> None:
         if norm not in get_args(Norm):
             raise SpaceError(f"norm must be one of {get_args(Norm)}, got {norm!r}.")
-        for name, topology in self.topologies.items():
-            shape = (len(topology.edges), len(topology.operations))
-            if name not in mixture.op_weights:
+        for what, last in _BY_CELL.items():
+            tensors: Mapping[str, Tensor] | None = getattr(mixture, what)
+            if tensors is not None:
+                self._check_shapes(what, tensors, with_operations=last)
+        for name, active in (mixture.active or {}).items():
+            if active.dtype != torch.bool or active.device.type != "cpu":
                 raise SpaceError(
-                    f"op_weights must have the cell type '{name}', got {list(mixture.op_weights)}."
+                    f"active['{name}'] must be boolean and on the CPU, where it decides what is "
+                    f"run, got {active.dtype} on {active.device}."
                 )
-            got = tuple(mixture.op_weights[name].shape)
+        if mixture.skip_scale is None:
+            return
+        if not self.structure.auxiliary_skip:
+            raise SpaceError(
+                "skip_scale needs a supernet with auxiliary skips: build it with "
+                "Structure(auxiliary_skip=True)."
+            )
+        if isinstance(mixture.skip_scale, Tensor) and mixture.skip_scale.dim():
+            raise SpaceError(
+                "skip_scale must be a number or 0-dimensional, got shape "
+                f"{tuple(mixture.skip_scale.shape)}."
+            )
+
+    def _check_shapes(
+        self, what: str, tensors: Mapping[str, Tensor], *, with_operations: bool
+    ) -> None:
+        for name, topology in self.topologies.items():
+            shape: tuple[int, ...] = (len(topology.edges),)
+            if with_operations:
+                shape = (*shape, len(topology.operations))
+            if name not in tensors:
+                raise SpaceError(f"{what} must have the cell type '{name}', got {list(tensors)}.")
+            got = tuple(tensors[name].shape)
             if got not in (shape, (self.num_cells[name], *shape)):
                 raise SpaceError(
-                    f"op_weights['{name}'] must have shape {shape} or "
+                    f"{what}['{name}'] must have shape {shape} or "
                     f"{(self.num_cells[name], *shape)}, got {got}."
                 )
+
+
+# What a mixture has by cell type, and whether it has a column for each operation.
+_BY_CELL = {"op_weights": True, "edge_weights": False, "active": True, "offsets": False}
+
+
+def _differs(mixture: Mixture, name: str) -> bool:
+    # Whether the cells of a type are mixed by anything of their own.
+    tensors = ((getattr(mixture, what), last) for what, last in _BY_CELL.items())
+    return any(t is not None and t[name].dim() == 2 + last for t, last in tensors)
+
+
+def _of_cell(mixture: Mixture, name: str, place: int) -> CellMixture:
+    parts: dict[str, Any] = {}
+    for what, last in _BY_CELL.items():
+        tensors: Mapping[str, Tensor] | None = getattr(mixture, what)
+        value = None if tensors is None else tensors[name]
+        parts[what] = value[place] if value is not None and value.dim() == 2 + last else value
+    return CellMixture(**parts, skip_scale=mixture.skip_scale)

@@ -22,6 +22,10 @@ from trainables.selecting import Selected
 
 pytestmark = pytest.mark.usefixtures("tiny_plugins")
 RULES = plugins.available("selections")
+# A rule that evaluates the supernet for each operation, and trains it on between two edges, is
+# tried at its cheapest: with one epoch in the smaller space, with none and one batch elsewhere.
+QUICK: dict[str, dict[str, Any]] = {"perturbation": {"tune_epochs": 1}}
+QUICKEST: dict[str, dict[str, Any]] = {"perturbation": {"tune_epochs": 0, "batches": 1}}
 FIELDS = [
     (name, field.name)
     for name in RULES
@@ -44,7 +48,8 @@ def others(hint: Any, value: Any) -> list[Any]:
 def changes(name: str, field: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Pairs of valid settings that differ in one field."""
     hint = typing.get_type_hints(plugins.describe("selections", name).config)[field]
-    for base in variants(name, "selections"):
+    for variant in variants(name, "selections"):
+        base = variant | QUICK.get(name, {})
         value = getattr(plugins.make_config("selections", base)[1], field)
         for other in others(hint, value):
             changed = base | {field: other}
@@ -61,15 +66,25 @@ def every_setting() -> list[dict[str, Any]]:
     for name, field in FIELDS:
         for _, changed in changes(name, field):
             found.setdefault(f"{name} {field} {changed[field]}", changed)
-    return [*({"name": name} for name in RULES), *found.values()]
+    return [*({"name": name} | QUICK.get(name, {}) for name in RULES), *found.values()]
 
 
 SETTINGS = every_setting()
 # Every setting in the smaller space, under a method that draws; the defaults in the others.
 CASES = [
     *((settings, "nasbench201", "sampled") for settings in SETTINGS),
-    *(({"name": name}, space, "darts") for name in RULES for space in SPACES),
+    *(
+        (
+            {"name": name} | (QUICK if space == "nasbench201" else QUICKEST).get(name, {}),
+            space,
+            "darts",
+        )
+        for name in RULES
+        for space in SPACES
+    ),
 ]
+# Minutes a choice in the larger spaces, where it is made once and not three times.
+REPEATED = [case for case in CASES if case[0]["name"] not in QUICKEST or case[1] == "nasbench201"]
 
 
 def searched(space: str = "nasbench201", method: Any = "darts") -> SearchTrial:
@@ -93,7 +108,7 @@ def plain(selected: Selected) -> list[Any]:
 
 
 def test_there_are_rules() -> None:
-    assert {"magnitude", "operation_strength"} <= set(RULES)
+    assert {"magnitude", "operation_strength", "perturbation"} <= set(RULES)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -108,8 +123,9 @@ def test_it_is_described(name: str) -> None:
 
 @pytest.mark.parametrize(("settings", "space", "method"), CASES, ids=label)
 def test_the_choice_is_one_of_the_space(settings: dict[str, Any], space: str, method: str) -> None:
-    trial = searched(space, method)
+    trial, untouched = searched(space, method), searched(space, method)
     selected = trial.select(settings)
+    assert differences(trial, untouched) == []
     trial.space.check(selected.genotype)
     assert Genotype.from_json(json.loads(json.dumps(selected.genotype.to_json()))) == (
         selected.genotype
@@ -118,7 +134,7 @@ def test_the_choice_is_one_of_the_space(settings: dict[str, Any], space: str, me
     assert trial.space.discretize(selected.scores) == selected.genotype
 
 
-@pytest.mark.parametrize(("settings", "space", "method"), CASES, ids=label)
+@pytest.mark.parametrize(("settings", "space", "method"), REPEATED, ids=label)
 def test_it_leaves_the_trial_bit_for_bit(settings: dict[str, Any], space: str, method: str) -> None:
     trial, untouched = searched(space, method), searched(space, method)
     assert differences(trial, untouched) == []

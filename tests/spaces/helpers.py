@@ -11,8 +11,9 @@ from spaces.core import plugins
 from spaces.core.genotype import Genotype
 from spaces.core.network import Network
 from spaces.core.operations import Pool
+from spaces.core.source_mix import SourceMix
 from spaces.core.space import Space
-from spaces.core.supernet import SourceMix, Supernet
+from spaces.core.supernet import Supernet
 
 
 def space_of(settings: str | dict[str, Any]) -> Space:

@@ -1,7 +1,8 @@
 """Reference supernets: plain, op by op, in NCHW. The oracle of the engine and its speed baseline.
 
 Every edge runs every candidate operation by itself and a Python sum weighs the outputs, as in the
-usual public implementations. Nothing here is shared with the engine but torch.
+usual public implementations. Nothing here is shared with the engine but torch and the records that
+say what is mixed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from spaces.core.supernet import MixedCell, SourceMix, Supernet
+from spaces.core.mixed_cell import MixedCell
+from spaces.core.mixture import PLAIN, Mixture, Structure
+from spaces.core.source_mix import SourceMix
+from spaces.core.supernet import Supernet
+from tests.spaces.reference_cells import (
+    CellExtras,
+    CellOfEdges,
+    Halve,
+    MixedOp,
+    relu_conv_norm,
+)
 
 NASBENCH201_OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 DARTS_OPS = (
@@ -26,88 +37,18 @@ DARTS_OPS = (
 )
 
 
-class Zero(nn.Module):
-    def __init__(self, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
+class NasBench201Cell(CellOfEdges):
+    stride = 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, :, :: self.stride, :: self.stride] * 0.0
-
-
-def relu_conv_norm(c_in: int, c_out: int, kernel: int, stride: int, affine: bool) -> nn.Sequential:
-    return nn.Sequential(
-        nn.ReLU(),
-        nn.Conv2d(c_in, c_out, kernel, stride=stride, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(c_out, affine=affine),
-    )
-
-
-def depthwise(c: int, kernel: int, stride: int, dilation: int) -> list[nn.Module]:
-    padding = dilation * (kernel // 2)
-    return [
-        nn.ReLU(),
-        nn.Conv2d(c, c, kernel, stride, padding, dilation, groups=c, bias=False),
-        nn.Conv2d(c, c, 1, bias=False),
-        nn.BatchNorm2d(c, affine=False),
-    ]
-
-
-class Halve(nn.Module):
-    def __init__(self, c_in: int, c_out: int) -> None:
-        super().__init__()
-        self.even = nn.Conv2d(c_in, c_out // 2, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(c_in, c_out - c_out // 2, 1, stride=2, bias=False)
-        self.bn = nn.BatchNorm2d(c_out, affine=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(x)
-        return self.bn(torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], dim=1))
-
-
-def operation(name: str, c: int, stride: int, pool_norm: bool) -> nn.Module:
-    pools: dict[str, nn.Module] = {
-        "max_pool_3x3": nn.MaxPool2d(3, stride, 1),
-        "avg_pool_3x3": nn.AvgPool2d(3, stride, 1, count_include_pad=False),
-    }
-    if name == "none":
-        return Zero(stride)
-    if name == "skip_connect":
-        return nn.Identity() if stride == 1 else Halve(c, c)
-    if name in pools:
-        norm = [nn.BatchNorm2d(c, affine=False)] if pool_norm else []
-        return nn.Sequential(pools[name], *norm)
-    kernel = int(name[-1])
-    if name.startswith("nor_conv"):
-        return relu_conv_norm(c, c, kernel, stride, affine=False)
-    if name.startswith("dil_conv"):
-        return nn.Sequential(*depthwise(c, kernel, stride, 2))
-    return nn.Sequential(*depthwise(c, kernel, stride, 1), *depthwise(c, kernel, 1, 1))
-
-
-class MixedOp(nn.Module):
-    def __init__(self, names: tuple[str, ...], c: int, stride: int, pool_norm: bool) -> None:
-        super().__init__()
-        self.ops = nn.ModuleList(operation(name, c, stride, pool_norm) for name in names)
-
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        return sum(weight * op(x) for weight, op in zip(weights, self.ops, strict=True))
-
-
-class NasBench201Cell(nn.Module):
-    def __init__(self, c: int) -> None:
+    def __init__(self, c: int, structure: Structure) -> None:
         super().__init__()
         self.edges = [(source, target) for target in range(1, 4) for source in range(target)]
-        self.mixed = nn.ModuleList(MixedOp(NASBENCH201_OPS, c, 1, False) for _ in self.edges)
+        self.mixed = nn.ModuleList(
+            MixedOp(NASBENCH201_OPS, c, 1, False, structure) for _ in self.edges
+        )
 
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        nodes = [x]
-        for target in range(1, 4):
-            rows = [row for row, edge in enumerate(self.edges) if edge[1] == target]
-            nodes.append(
-                sum(self.mixed[row](nodes[self.edges[row][0]], weights[row]) for row in rows)
-            )
-        return nodes[-1]
+    def forward(self, x: Tensor, weights: Tensor, extras: CellExtras | None = None) -> Tensor:
+        return self.run([x], weights, extras)[-1]
 
 
 class Residual(nn.Module):
@@ -115,14 +56,18 @@ class Residual(nn.Module):
         super().__init__()
         self.a = relu_conv_norm(c_in, c_out, 3, 2, affine=True)
         self.b = relu_conv_norm(c_out, c_out, 3, 1, affine=True)
-        self.down = nn.Sequential(nn.AvgPool2d(2, 2), nn.Conv2d(c_in, c_out, 1, bias=False))
+        self.down = nn.Sequential(
+            nn.AvgPool2d(2, 2, ceil_mode=True), nn.Conv2d(c_in, c_out, 1, bias=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(x) + self.b(self.a(x))
 
 
 class NasBench201Reference(nn.Module):
-    def __init__(self, c: int, n: int, in_channels: int, classes: int) -> None:
+    def __init__(
+        self, c: int, n: int, in_channels: int, classes: int, structure: Structure = PLAIN
+    ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, c, 3, padding=1, bias=False), nn.BatchNorm2d(c)
@@ -132,22 +77,32 @@ class NasBench201Reference(nn.Module):
             width = c * 2**stage
             if stage:
                 layers.append(Residual(width // 2, width))
-            layers += [NasBench201Cell(width) for _ in range(n)]
+            layers += [NasBench201Cell(width, structure) for _ in range(n)]
         self.layers = nn.ModuleList(layers)
         self.last = nn.Sequential(nn.BatchNorm2d(4 * c), nn.ReLU())
         self.classifier = nn.Linear(4 * c, classes)
 
-    def forward(self, images: Tensor, op_weights: dict[str, Tensor]) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        op_weights: dict[str, Tensor],
+        extras: Mixture | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         x = self.stem(images)
-        for index, layer in enumerate(self.layers):
+        place = 0
+        for layer in self.layers:
             if isinstance(layer, Residual):
                 x = layer(x)
-            else:
-                x = layer(x, of_cell(op_weights["cell"], self.layers, index, NasBench201Cell))
+                continue
+            weights = op_weights["cell"]
+            weights = weights[place] if weights.dim() == 3 else weights
+            x = layer(x, weights, extras and CellExtras(extras, ("cell", place), generator))
+            place += 1
         return self.classifier(self.last(x).mean((2, 3)))
 
 
-class DartsCell(nn.Module):
+class DartsCell(CellOfEdges):
     def __init__(
         self,
         c_before: int,
@@ -156,29 +111,35 @@ class DartsCell(nn.Module):
         reduces: bool,
         shrunk: bool,
         names: tuple[str, ...],
+        structure: Structure,
     ) -> None:
         super().__init__()
         self.reduces = reduces
+        self.stride = 2 if reduces else 1
         self.pre0 = Halve(c_before, c) if shrunk else relu_conv_norm(c_before, c, 1, 1, False)
         self.pre1 = relu_conv_norm(c_last, c, 1, 1, False)
         self.edges = [(source, target) for target in range(2, 6) for source in range(target)]
         self.mixed = nn.ModuleList(
-            MixedOp(names, c, 2 if reduces and source < 2 else 1, True) for source, _ in self.edges
+            MixedOp(names, c, 2 if reduces and source < 2 else 1, True, structure)
+            for source, _ in self.edges
         )
 
-    def forward(self, before: Tensor, last: Tensor, weights: Tensor) -> Tensor:
-        nodes = [self.pre0(before), self.pre1(last)]
-        for target in range(2, 6):
-            rows = [row for row, edge in enumerate(self.edges) if edge[1] == target]
-            nodes.append(
-                sum(self.mixed[row](nodes[self.edges[row][0]], weights[row]) for row in rows)
-            )
+    def forward(
+        self, before: Tensor, last: Tensor, weights: Tensor, extras: CellExtras | None = None
+    ) -> Tensor:
+        nodes = self.run([self.pre0(before), self.pre1(last)], weights, extras)
         return torch.cat(nodes[2:], dim=1)
 
 
 class DartsReference(nn.Module):
     def __init__(
-        self, c: int, cells: int, in_channels: int, classes: int, names: tuple[str, ...] = DARTS_OPS
+        self,
+        c: int,
+        cells: int,
+        in_channels: int,
+        classes: int,
+        names: tuple[str, ...] = DARTS_OPS,
+        structure: Structure = PLAIN,
     ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
@@ -189,28 +150,28 @@ class DartsReference(nn.Module):
         for index in range(cells):
             reduces = index in (cells // 3, 2 * cells // 3)
             width = 2 * width if reduces else width
-            layers.append(DartsCell(before, last, width, reduces, shrunk, names))
+            layers.append(DartsCell(before, last, width, reduces, shrunk, names, structure))
             before, last, shrunk = last, 4 * width, reduces
         self.layers = nn.ModuleList(layers)
         self.classifier = nn.Linear(last, classes)
 
-    def forward(self, images: Tensor, op_weights: dict[str, Tensor]) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        op_weights: dict[str, Tensor],
+        extras: Mixture | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         before = last = self.stem(images)
         seen = {"normal": 0, "reduction": 0}
         for cell in self.layers:
             name = "reduction" if cell.reduces else "normal"
             weights = op_weights[name]
             weights = weights[seen[name]] if weights.dim() == 3 else weights
+            of_cell = extras and CellExtras(extras, (name, seen[name]), generator)
             seen[name] += 1
-            before, last = last, cell(before, last, weights)
+            before, last = last, cell(before, last, weights, of_cell)
         return self.classifier(last.mean((2, 3)))
-
-
-def of_cell(weights: Tensor, layers: nn.ModuleList, index: int, kind: type[nn.Module]) -> Tensor:
-    """Return the op weights of the cell at `index`: shared, or those of its own."""
-    if weights.dim() == 2:
-        return weights
-    return weights[sum(isinstance(layer, kind) for layer in layers[:index])]
 
 
 Part = tuple[str, Tensor, slice, Tensor]
@@ -263,6 +224,9 @@ def _cell(name: str, ours: MixedCell, theirs: nn.Module) -> Iterator[Part]:
         for position, row in enumerate(mix.rows):
             for op_name, plain in zip(mix.operations, theirs.mixed[row].ops, strict=True):
                 yield from _operation(f"{name}.{row}.{op_name}", mix, position, op_name, plain)
+            if hasattr(mix, "auxiliary_skips"):
+                auxiliary = mix.auxiliary_skips[position]
+                yield from _halve(f"{name}.{row}.auxiliary", auxiliary, theirs.mixed[row].auxiliary)
 
 
 def _operation(

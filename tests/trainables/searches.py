@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spaces.core import plugins
+from trainables.choices import choose_plugin
 from trainables.search import TIME_FIELDS, SearchTrial
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -19,6 +20,8 @@ SPACES: dict[str, dict[str, Any]] = {
     "darts": {"name": "darts", "channels": 2, "cells": 3},
     "darts_per_cell": {"name": "darts_per_cell", "channels": 2, "cells": 3},
 }
+WIDER = {"channels": 20}
+"""Of methods with partial channels: a multiple of 4 and 5, so that one size compares both."""
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +39,9 @@ def small_search(
 ) -> SearchTrial:
     """A search of three epochs of two steps, on 48 images of 8x8, with alphas that do move."""
     settings = {"epochs": 3, "batch_size": 12, "alpha_lr": 0.05} | search
-    return SearchTrial(
-        space=SPACES[space], dataset="tiny", method=method, search=settings, seed=seed
-    )
+    partial = hasattr(choose_plugin("methods", method)[1], "partial_channels")
+    size = SPACES[space] | (WIDER if partial else {})
+    return SearchTrial(space=size, dataset="tiny", method=method, search=settings, seed=seed)
 
 
 def untimed(trial: SearchTrial) -> list[dict[str, Any]]:

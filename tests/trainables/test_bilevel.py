@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spaces.core.mixture import Norm
+from spaces.core.mixture import Mixture, Norm
 from tests.trainables.searches import SPACES, small_search
 from trainables.bilevel import Bilevel
 from trainables.implicit import (
@@ -60,10 +60,10 @@ def test_alphas_step_first_and_both_use_the_same_training_batch(
     train_batch, val_batch = trial._data.next_batches()
     loss = bilevel._loss
 
-    def noted(op_weights: OpWeights, batch: Any, norm: Norm) -> tuple[Tensor, Tensor]:
+    def noted(mixture: Mixture, batch: Any, norm: Norm) -> tuple[Tensor, Tensor]:
         name = {id(train_batch): "train", id(val_batch): "val"}[id(batch)]
         passes.append((name, norm))
-        return loss(op_weights, batch, norm)
+        return loss(mixture, batch, norm)
 
     monkeypatch.setattr(bilevel, "_loss", noted)
     clocks = Stopwatch(trial.device), Stopwatch(trial.device)
@@ -150,7 +150,7 @@ def test_probes_at_displaced_weights_leave_the_running_statistics() -> None:
     trial._bilevel.alpha_step(trial._bilevel.point(0), train_batch, val_batch)
     bilevel = other._bilevel
     with torch.no_grad():
-        bilevel._loss(bilevel.relaxed(bilevel.point(0)), train_batch, "batch_and_update")
+        bilevel._loss(Mixture(bilevel.relaxed(bilevel.point(0))), train_batch, "batch_and_update")
     buffers = zip(
         trial._bilevel.supernet.named_buffers(), bilevel.supernet.named_buffers(), strict=True
     )
@@ -179,7 +179,7 @@ def test_step_reports_loss_correct_answers_and_distance() -> None:
     )
     bilevel.load_state_dict(before)
     with torch.no_grad():
-        expected, logits = bilevel._loss(moved[0], train_batch, "batch")
+        expected, logits = bilevel._loss(Mixture(moved[0]), train_batch, "batch")
     assert loss == pytest.approx(expected.item(), abs=1e-12)
     assert correct == (logits.argmax(1) == train_batch[1]).double().mean().item()
     assert distance == pytest.approx(shift, abs=1e-15)

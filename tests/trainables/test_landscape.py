@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from spaces.core.mixture import Mixture
 from tests.trainables.searches import flat, small_search
 from trainables.landscape import directions, landscape
 from trainables.search import SearchTrial
@@ -38,7 +39,7 @@ def test_the_directions_are_the_gradient_and_one_orthogonal_to_it(trial: SearchT
     for sign in (1, -1):
         moved = {n: alpha + sign * step * first[n] for n, alpha in trial.alphas.items()}
         op_weights = trial.method.relax(moved, at)
-        losses.append(trial._bilevel.evaluate(op_weights, batches, "batch")[0].item())
+        losses.append(trial._bilevel.evaluate(Mixture(op_weights), batches, "batch")[0].item())
     slope = (losses[0] - losses[1]) / (2 * step)
     total = 0.0
     for batch in batches:
@@ -65,7 +66,7 @@ def test_the_middle_is_the_search_and_the_search_is_left_alone(trial: SearchTria
         assert same, path
     assert found.offsets == [-0.5, 0.0, 0.5]
     loss, accuracy = trial._bilevel.evaluate(
-        trial.op_weights, trial._data.validation(), "batch"
+        Mixture(trial.op_weights), trial._data.validation(), "batch"
     ).tolist()
     assert found.loss[1][1] == pytest.approx(loss, abs=1e-12)
     assert found.accuracy[1][1] == pytest.approx(accuracy, abs=1e-12)

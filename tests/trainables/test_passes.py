@@ -19,6 +19,8 @@ pytestmark = pytest.mark.usefixtures("tiny_plugins")
 UNROLLED = {"name": "darts", "alpha_gradient": "unrolled"}
 ADV = {"name": "sdarts_adv"}
 MS = {"name": "ms_darts"}
+P_DARTS = {"name": "p_darts", "added_cells": [0], "operations": [], "skip_dropout": [0.1]}
+FIXED = {"name": "darts", "fixed_alphas": True, "select": "perturbation"}
 BOTH_PARTS = {"name": "darts", "perturb": "sdarts_adv", "alpha_gradient": "amended"}
 
 
@@ -72,6 +74,23 @@ def counted(trial: SearchTrial, epoch: int, patch: pytest.MonkeyPatch) -> tuple[
         # The sum of the parts: 4 probes in the alpha step, K + 2 passes of the attack.
         (BOTH_PARTS, 0, 2 + 4 + 7 + 2, 1, 2 + 7, 2 + 1),
         ({"name": "darts", "alpha_start": 2}, 1, 1, 0, 0, 1),
+        # The alphas rest in the first epoch, then a step is one of first order.
+        ("pc_darts", 0, 1, 0, 0, 1),
+        ("pc_darts", 1, 2, 0, 1, 1),
+        (P_DARTS, 0, 1, 0, 0, 1),
+        (P_DARTS, 1, 2, 0, 1, 1),
+        ("gdas", 0, 2, 0, 1, 1),
+        ("drnas", 0, 2, 0, 1, 1),
+        ("fair_darts", 0, 2, 0, 1, 1),
+        ("darts_minus", 0, 2, 0, 1, 1),
+        ("beta_darts", 0, 2, 0, 1, 1),
+        # Validation (both), two probes for each of K = 2 products (weights), two for A s (alphas).
+        ("idarts", 0, 1 + 4 + 2 + 1, 1, 2, 4 + 1),
+        ({"name": "idarts", "terms": 0}, 0, 1 + 2 + 1, 1, 2, 1),
+        # No alphas are trained.
+        ("random", 0, 1, 0, 0, 1),
+        ({"name": "random", "share_weights": False}, 0, 1, 0, 0, 0),
+        (FIXED, 0, 1, 0, 0, 1),
     ],
     ids=str,
 )

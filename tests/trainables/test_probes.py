@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spaces.core.errors import PluginSettingsError
+from spaces.core.mixture import Mixture
 from tests.trainables.searches import SPACES, differences, flat, small_search
 from trainables import probes
 from trainables.probes import alpha_hessian, hessian_values, one_hot, probe_gap
@@ -109,7 +110,7 @@ def test_both_cell_types_share_one_hessian() -> None:
         return relax(whole, at)
 
     object.__setattr__(bilevel.method, "relax", put_in)
-    bilevel.alphas = small
+    bilevel.alphas = bilevel.logits = small
     hessian = hessian_of(trial)
     assert hessian.shape == (4, 4)
     assert hessian[:2, 2:].abs().max() > 0
@@ -170,7 +171,7 @@ def test_the_gap_is_that_of_the_genotype_alone() -> None:
     best = trial.op_weights["cell"].argmax(dim=1)
     discrete = torch.nn.functional.one_hot(best, 5).double()
     values = [
-        bilevel.evaluate({"cell": q}, data.validation(), "batch").tolist()
+        bilevel.evaluate(Mixture({"cell": q}), data.validation(), "batch").tolist()
         for q in (trial.op_weights["cell"], discrete)
     ]
     assert found["discretization_gap"] == pytest.approx(values[0][1] - values[1][1], abs=1e-12)

@@ -1,0 +1,1 @@
+"""One file per rule that ends a search before its last epoch."""
