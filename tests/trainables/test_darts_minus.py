@@ -128,6 +128,7 @@ def test_selection_is_that_of_the_op_weights() -> None:
     with torch.no_grad():
         for alpha in trial.alphas.values():
             alpha.copy_(torch.randn(alpha.shape, generator=source))
+    trial.op_weights = trial._bilevel.relaxed(trial._bilevel.point(0))
     strengths = trial._bilevel.strengths(trial.op_weights, trial._bilevel.point(0))
     op_weights = {n: torch.softmax(alpha.detach(), -1) for n, alpha in trial.alphas.items()}
     for name, matrix in op_weights.items():

@@ -221,6 +221,7 @@ def test_edges_compete_by_edge_weight_times_op_weight() -> None:
         bilevel = trial._bilevel
         op_weights = torch.softmax(bilevel.alphas["normal"].detach(), -1)
         edges = plain_per_node(bilevel.edge_alphas["normal"].detach(), space.edges["normal"])
+        trial.op_weights = bilevel.relaxed(bilevel.point(0))
         cell = trial._by_each_epoch(trial._selection).cell("normal")
         found = {
             (space.edges["normal"].index((e.source, e.target)), e.operation) for e in cell.edges
