@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from spaces.core.mixture import PLAIN, Mixture, Norm
+from spaces.core.mixture import Mixture, Norm
 from spaces.core.space import Space
 from spaces.core.supernet import Supernet
+from trainables.architecture import Architecture
 from trainables.implicit import Alphas, BilevelProblem
 from trainables.method import Method, OpWeights, SearchPoint
 from trainables.settings import SearchSettings
@@ -29,14 +30,8 @@ from trainables.timing import Stopwatch
 Batch = tuple[Tensor, Tensor]
 """Images (B, C, H, W) and labels (B,)."""
 
-_OF_EDGES = "/edges"
-_SAMPLED = 0.5
 
-ALPHA_SCALE = 1e-3
-"""Standard deviation of the alphas at the start, as in the DARTS authors' code."""
-
-
-class Bilevel:
+class Bilevel(Architecture):
     """The state of a bilevel search and the steps that change it.
 
     Args:
@@ -50,10 +45,6 @@ class Bilevel:
         place: The stage that this is the supernet of; None is a search of a single one.
 
     Attributes:
-        alphas: Logits of operations by cell type, leaves.
-        edge_alphas: Logits of edges by cell type, `(num_edges,)`, leaves; empty where the method
-            has none.
-        logits: Both, as the alpha optimizer has them.
         weights: Parameters of the supernet.
     """
 
@@ -72,38 +63,22 @@ class Bilevel:
         dtype = DTYPES[settings.precision]
         self.supernet = supernet.to(device=device, dtype=dtype)
         self.weights = list(self.supernet.parameters())
-        self.method, self.settings, self.seed, self.device = method, settings, seed, device
-        self.space = space
-        self.place = place or Place(0, 0, settings.epochs)
-        self._num_ops = {name: shape[-1] for name, shape in alpha_shapes.items()}
-        self._active = self.place.active(self._num_ops)
-        if self.place.columns is not None:
-            alpha_shapes = {n: (len(c), c.shape[1]) for n, c in self.place.columns.items()}
-        suffix = self.place.suffix
-        scale = 0.0 if method.alphas == "zero" else ALPHA_SCALE
-
-        def drawn(shapes: Mapping[str, tuple[int, ...]], purpose: str) -> Alphas:
-            source = make_generator(seed, purpose + suffix)
-            return {
-                name: (scale * torch.randn(shape, generator=source, dtype=torch.float64))
-                .to(device, dtype)
-                .requires_grad_()
-                for name, shape in shapes.items()
-            }
-
-        self.alphas = drawn(alpha_shapes, "alphas")
-        edges = {name: shape[:1] for name, shape in alpha_shapes.items()}
-        self.edge_alphas = {} if method.relax_edges is None else drawn(edges, "edge alphas")
-        self.logits = self.alphas | {
-            f"{name}{_OF_EDGES}": alpha for name, alpha in self.edge_alphas.items()
-        }
+        self.settings, self.seed, self.device = settings, seed, device
+        super().__init__(
+            alpha_shapes,
+            method,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            space=space,
+            place=place or Place(0, 0, settings.epochs),
+        )
         # One for the method's draws, one for draws inside the network: an attack rewinds the second
         # while it goes on drawing from the first.
         self.generators = {
-            purpose: make_generator(seed, purpose + suffix, device)
+            purpose: make_generator(seed, purpose + self.place.suffix, device)
             for purpose in ("method", "network")
         }
-        self.fixed: OpWeights = {}
         self._constant_lr: float | None = None
         self._make_optimizers()
 
@@ -132,111 +107,6 @@ class Bilevel:
         """
         self._constant_lr = lr_share * self.settings.weight_lr
         self._make_optimizers()
-
-    def fix(self, cell: str, edge: int, operation: int) -> None:
-        """Give an edge one operation of op weight 1, whatever the alphas; see `renew_optimizers`.
-
-        Args:
-            cell: Cell type.
-            edge, operation: Row and column of its op weights.
-        """
-        if cell not in self.fixed:
-            shape = len(self.alphas[cell]), self._num_ops[cell]
-            self.fixed[cell] = self.alphas[cell].detach().new_full(shape, float("nan"))
-        self.fixed[cell][edge] = 0.0
-        self.fixed[cell][edge, operation] = 1.0
-
-    def drop(self, cell: str, edge: int) -> None:
-        """Take an edge away: op weights 0, in all cells of the type; see `renew_optimizers`."""
-        self.fix(cell, edge, 0)
-        self.fixed[cell][edge] = 0.0
-
-    def mean(self, logits: Alphas, at: SearchPoint) -> OpWeights:
-        """Return the op weights that logits stand for, without draws; fixed edges stay so."""
-        relax = self.method.mean or self.method.relax
-        return self._whole(relax(self._of_operations(logits), at))
-
-    def _drawn(self, logits: Alphas, at: SearchPoint) -> OpWeights:
-        return self.method.relax(self._of_operations(logits), at)
-
-    def _whole(self, op_weights: OpWeights) -> OpWeights:
-        """Return op weights of all operations: 0 where a stage has none left, fixed edges fixed."""
-        return self._with_fixed(self.place.whole(op_weights, self._num_ops))
-
-    def _of_operations(self, logits: Alphas) -> Alphas:
-        return {name: logits[name] for name in self.alphas}
-
-    def edge_weights(self, logits: Alphas, at: SearchPoint) -> OpWeights | None:
-        """Return the edge weights that logits stand for; None where the method has none."""
-        if self.method.relax_edges is None:
-            return None
-        return self.method.relax_edges(
-            {name: logits[f"{name}{_OF_EDGES}"] for name in self.alphas}, at
-        )
-
-    @torch.no_grad()
-    def strengths(self, op_weights: OpWeights, at: SearchPoint) -> OpWeights:
-        """Return by what edges and operations compete: op weights times edge weights."""
-        edges = self.edge_weights(self.logits, at)
-        if edges is None:
-            return op_weights
-        return {name: matrix * edges[name].unsqueeze(-1) for name, matrix in op_weights.items()}
-
-    def mixture(
-        self, op_weights: OpWeights, at: SearchPoint, logits: Alphas | None = None
-    ) -> Mixture:
-        """Return what a measurement mixes by: op weights as given, the rest as the method has it.
-
-        Args:
-            op_weights: By cell type, of any values.
-            at: Where the search is.
-            logits: Those of the edge weights, with a graph to them; None is the search's own,
-                without.
-        """
-        if logits is None:
-            with torch.no_grad():
-                edges = self.edge_weights(self.logits, at)
-        else:
-            edges = self.edge_weights(logits, at)
-        if self.method.structure != PLAIN:
-            # What an edge has besides its operations goes with the last of them.
-            present = {n: (q != 0).any(dim=-1).to(q.dtype) for n, q in op_weights.items()}
-            edges = present if edges is None else {n: edges[n] * present[n] for n in edges}
-        scale = self.method.skip_scale
-        return Mixture(
-            op_weights, edges, self._active, skip_scale=None if scale is None else scale(at)
-        )
-
-    def shown(self, op_weights: OpWeights, at: SearchPoint) -> Mixture:
-        """Return what validation accuracy is measured at, from the mean op weights."""
-        if self.method.shown is None:
-            return self.mixture(op_weights, at)
-        return self._training_mixture(self.method.shown(op_weights), at)
-
-    def _training_mixture(
-        self, op_weights: OpWeights, at: SearchPoint, logits: Alphas | None = None
-    ) -> Mixture:
-        mixture = self.mixture(op_weights, at, logits)
-        if self.method.skip_dropout is not None:
-            mixture = replace(mixture, skip_dropout=self.method.skip_dropout(at))
-        if self.method.sampled is None:
-            return mixture
-        runs = {name: matrix.detach() > _SAMPLED for name, matrix in op_weights.items()}
-        offsets = None
-        if self.method.sampled == "scalars":
-            offsets = {n: q.masked_fill(runs[n], 0.0).sum(dim=-1) for n, q in op_weights.items()}
-        # Which operations run is for the host to know: a GPU has to be waited for.
-        return replace(
-            mixture, active={name: mask.cpu() for name, mask in runs.items()}, offsets=offsets
-        )
-
-    def _with_fixed(self, op_weights: OpWeights) -> OpWeights:
-        if not self.fixed:
-            return op_weights
-        return op_weights | {
-            name: torch.where(fixed.isnan(), op_weights[name], fixed)
-            for name, fixed in self.fixed.items()
-        }
 
     @property
     def first_alpha_epoch(self) -> int:
@@ -308,8 +178,8 @@ class Bilevel:
         def loss_on(batch: Batch) -> Callable[[Alphas, Norm], Tensor]:
             def loss(logits: Alphas, norm: Norm) -> Tensor:
                 rewind()
-                drawn = self._whole(self._drawn(logits, at))
-                return self._loss(self._training_mixture(drawn, at, logits), batch, norm)[0]
+                drawn = self.whole(self.drawn(logits, at))
+                return self._loss(self.training_mixture(drawn, at, logits), batch, norm)[0]
 
             return loss
 
@@ -319,7 +189,7 @@ class Bilevel:
             loss = on_validation(logits, norm)
             if self.method.penalty is None:
                 return loss
-            return loss + self.method.penalty(self._of_operations(logits), at)
+            return loss + self.method.penalty(self.of_operations(logits), at)
 
         state = self.weight_optimizer.state
         problem = BilevelProblem(
@@ -347,7 +217,7 @@ class Bilevel:
             method perturbs, `perturb_distance`, the largest change of an op weight.
         """
         op_weights, distance = self._seen_by_weights(at, batch)
-        mixture = self._training_mixture(op_weights, at)
+        mixture = self.training_mixture(op_weights, at)
         loss, logits = self._loss(mixture, batch, "batch_and_update")
         gradients = torch.autograd.grad(
             loss,
@@ -367,11 +237,6 @@ class Bilevel:
         correct = (logits.argmax(dim=1) == batch[1]).double().mean()
         measured = {"train_loss": loss.detach(), "train_accuracy": correct}
         return measured if distance is None else measured | {"perturb_distance": distance}
-
-    @torch.no_grad()
-    def relaxed(self, at: SearchPoint) -> OpWeights:
-        """Return the method's mean op weights at the current alphas, without a graph."""
-        return self.mean(self.logits, at)
 
     @torch.no_grad()
     def evaluate(self, mixture: Mixture, batches: Iterable[Batch], norm: Norm) -> Tensor:
@@ -463,19 +328,19 @@ class Bilevel:
 
     def _seen_by_weights(self, at: SearchPoint, batch: Batch) -> tuple[OpWeights, Tensor | None]:
         with torch.no_grad():
-            drawn = self._drawn(self.logits, at)
-        clean = self._whole(drawn)
+            drawn = self.drawn(self.logits, at)
+        clean = self.whole(drawn)
         if self.method.perturb is None:
             return clean, None
         rewind = self._rewinder("network")
 
         def train_loss(op_weights: OpWeights, norm: Norm) -> Tensor:
             rewind()
-            mixture = self._training_mixture(self._whole(op_weights), at)
+            mixture = self.training_mixture(self.whole(op_weights), at)
             return self._loss(mixture, batch, norm)[0]
 
         # A perturbation moves the operations that are left, and no others.
-        found = self._whole(self.method.perturb(drawn, replace(at, train_loss=train_loss)))
+        found = self.whole(self.method.perturb(drawn, replace(at, train_loss=train_loss)))
         perturbed = {name: matrix.detach() for name, matrix in found.items()}
         moved = [(perturbed[name] - clean[name]).abs().amax() for name in clean]
         return perturbed, torch.stack(moved).amax()
