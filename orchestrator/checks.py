@@ -128,6 +128,12 @@ def check_methods(experiment: Experiment) -> None:
                 name, config = plugins.make_config("methods", plain)
                 method = build_method(name, config, epochs=epochs)
                 build_selection(experiment.selection, plain, of_method=method)
+                consistent = experiment.retrain is not None and experiment.retrain.consistent
+                if consistent and len(method.stages_of(epochs)) > 1:
+                    problems.append(
+                        f"retrain.consistent cannot be combined with {name}, whose supernets have "
+                        "several depths: give retrain.cells and the rest."
+                    )
                 structure = (method.structure, method.stages_of(epochs))
                 needs = f"{structure} {parts['space']}"
                 if needs not in tried:

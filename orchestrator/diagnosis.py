@@ -116,6 +116,8 @@ def probed(
 ) -> tuple[list[int], dict[str, list[list[float]]]]:
     """Return the epochs at which every finished search has a value, and the values by label.
 
+    A search that was stopped early is left out: its last measurement is at an epoch of its own.
+
     Returns:
         Epochs in order, and for each label one list of values per search, in the same order.
     """
@@ -127,7 +129,7 @@ def probed(
                 for entry in row.curve
                 if isinstance(entry.get(name), int | float) and "epoch" in entry
             }
-            if row.status == "finished" and points:
+            if row.status == "finished" and points and not row.curve[-1].get("stopped_early"):
                 curves.setdefault(label, []).append(points)
     every = [set(points) for seeds in curves.values() for points in seeds]
     epochs = sorted(set.intersection(*every)) if every else []
@@ -147,8 +149,11 @@ def _undecided(last: Sequence[Mapping[str, object]]) -> int | None:
         flat.append([value for rows in op_weights.values() for value in _leaves(rows)])
     if len(flat) < 2:
         return None
+    margins = _numbers(last, "top1_margin")
+    if not margins:
+        return None  # no alphas were trained
     between = spread(flat)
-    return sum(margin < between for margin in _numbers(last, "top1_margin"))
+    return sum(margin < between for margin in margins)
 
 
 def _leaves(node: object) -> list[float]:

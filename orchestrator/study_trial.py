@@ -38,6 +38,7 @@ class Replay:
     curve: list[dict[str, Any]]
     diverged: bool = False
     finished: bool = True
+    ended_early: bool = False
     epoch: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,7 +75,8 @@ class Recording(BlockTrainable):
         """Return the trial of one seed where it was left: in the ledger, at a state, or new."""
         row = self.ledger.read(self._key(seed))
         if row is not None and row.status in ENDED:
-            return Replay(row.curve, diverged=row.status == "diverged")
+            diverged = row.status == "diverged"
+            return Replay(row.curve, diverged=diverged, ended_early=not diverged)
         self.started[seed] = time.time()
         with contextlib.suppress(ValueError):  # a damaged partial row only loses the start time
             partial = read_row(self._folder(seed) / "row.json")

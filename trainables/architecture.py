@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from spaces.core.mixture import PLAIN, Mixture
 from spaces.core.space import Space
@@ -77,6 +78,12 @@ class Architecture:
             f"{name}{_OF_EDGES}": alpha for name, alpha in self.edge_alphas.items()
         }
         self.fixed: OpWeights = {}
+
+    def left(self, cell: str) -> Tensor:
+        """Return which operations the stage has left: boolean `(num_edges, num_ops)`, CPU."""
+        if self._active is not None:
+            return self._active[cell]
+        return torch.ones(len(self.alphas[cell]), self._num_ops[cell], dtype=torch.bool)
 
     def fix(self, cell: str, edge: int, operation: int) -> None:
         """Give an edge one operation of op weight 1, whatever the alphas; see `renew_optimizers`.

@@ -239,16 +239,23 @@ class Bilevel(Architecture):
         return measured if distance is None else measured | {"perturb_distance": distance}
 
     @torch.no_grad()
-    def evaluate(self, mixture: Mixture, batches: Iterable[Batch], norm: Norm) -> Tensor:
+    def evaluate(
+        self, mixture: Mixture, batches: Iterable[Batch], norm: Norm, *, sparse: bool = True
+    ) -> Tensor:
         """Return the mean loss in nats and the share of correct answers: float64 `(2,)`.
 
-        Where most operations have op weight 0, as in a genotype, they are not run.
+        Args:
+            mixture: Op weights and the like.
+            batches: What it is measured on.
+            norm: Statistics of the batch norms.
+            sparse: Whether to look, before the first batch, if most operations have op weight 0, as
+                in a genotype, and then not to run them.
         """
-        used = {name: (q != 0).cpu() for name, q in mixture.op_weights.items()}
-        if sum(int(mask.sum()) for mask in used.values()) <= 0.5 * sum(
-            mask.numel() for mask in used.values()
-        ):
-            mixture = replace(mixture, active=used)
+        if sparse:
+            used = {name: (q != 0).cpu() for name, q in mixture.op_weights.items()}
+            count = sum(int(mask.sum()) for mask in used.values())
+            if 2 * count <= sum(mask.numel() for mask in used.values()):
+                mixture = replace(mixture, active=used)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         count = 0
         for batch in batches:

@@ -16,6 +16,9 @@ from trainables.choices import Plugin, choose_plugin
 from trainables.method import Method, SearchPoint
 from trainables.selecting import Selection
 from trainables.stages import space_of
+from trainables.watching import EarlyStop
+
+_JUMP = 1e30
 
 
 def build_method(name: str, config: Any, *, epochs: int) -> Method:
@@ -48,10 +51,16 @@ def build_method(name: str, config: Any, *, epochs: int) -> Method:
             raise PluginSettingsError(
                 f"method.fixed_alphas has no effect: {name} does not train its alphas."
             )
+        _check_fixed(name, method)
         method = replace(method, alphas="zero")
     _check_parts(name, method, config)
     stages = method.stages_of(epochs)
     shortest = min(stage.epochs for stage in stages)
+    if shortest < 1:
+        raise PluginSettingsError(
+            f"method: {name} has {len(stages)} stages, and search.epochs is {epochs}: search "
+            "longer."
+        )
     start = method.first_alpha_epoch(shortest)
     if method.alphas == "trained" and start >= shortest:
         rest = f"its alphas rest for the first {start} epochs"
@@ -61,7 +70,39 @@ def build_method(name: str, config: Any, *, epochs: int) -> Method:
             f"method: {name} would search nothing: {rest}, and search.epochs is {epochs}. "
             "Set method.alpha_start below it, or search longer."
         )
+    if method.early_stop is not None and not _can_end(method.early_stop, start, epochs):
+        raise PluginSettingsError(
+            f"method.early_stop could never end this search: with search.epochs {epochs} it has "
+            "too few measurements after the alphas begin to move. Search longer, or measure more "
+            "often and over shorter windows."
+        )
     return method
+
+
+def _check_fixed(name: str, method: Method) -> None:
+    """Refuse alphas at 0 where more than them would lose its effect."""
+    plain = Method()
+    lost = {
+        "its penalty on the alphas": method.penalty is not None,
+        "its alpha gradient": method.alpha_gradient is not plain.alpha_gradient,
+        "its stages, which drop operations by the alphas": method.stages is not None,
+        "the steps between two of the alphas": method.weight_steps != plain.weight_steps,
+    }
+    if without := next((what for what, has in lost.items() if has), None):
+        raise PluginSettingsError(
+            f"method.fixed_alphas would leave {name} without {without}: give it to a method that "
+            "has none, such as darts."
+        )
+
+
+def _can_end(rule: EarlyStop, start: int, epochs: int) -> bool:
+    """Return whether a rule ends a search in which a measurement jumps, wherever it may be."""
+    due = [epoch for epoch in range(start, epochs) if rule.due(epoch, epochs)]
+    for count in range(1, len(due) + 1):
+        values = [(epoch, 1.0) for epoch in due[: count - 1]] + [(due[count - 1], _JUMP)]
+        if rule.verdict(values, epochs)[1] is not None:
+            return True
+    return False
 
 
 def check_supernets(space: Space, method: Method, *, epochs: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spaces.core.mixture import Norm
 from trainables.bilevel import Batch
+from trainables.errors import MethodError
 from trainables.method import OpWeights
 from trainables.search import SearchTrial
 from trainables.state import make_generator
@@ -60,6 +61,7 @@ def landscape(
 
     Raises:
         ValueError: `size` is even or below 3, or `extent` or `images` is not positive.
+        MethodError: The method trains no alphas.
     """
     if size < 3 or size % 2 == 0:
         raise ValueError(f"size must be odd and >= 3, got {size!r}.")
@@ -67,6 +69,8 @@ def landscape(
         raise ValueError(f"extent must be > 0, got {extent!r}.")
     if images < 1:
         raise ValueError(f"images must be >= 1, got {images!r}.")
+    if trial.method.alphas == "at_start":
+        raise MethodError("A landscape is drawn around trained alphas, and this search has none.")
     bilevel = trial._bilevel
     at = bilevel.point(max(0, trial.epoch - 1))
     batches: list[Batch] = []
@@ -104,13 +108,23 @@ def directions(trial: SearchTrial, batches: list[Batch], norm: Norm) -> tuple[Op
         torch.randn(alpha.shape, generator=source, dtype=torch.float64).to(alpha)
         for alpha in alphas
     ]
-    if trial.method.simplex:
+    if _ignores_constants(trial):
         gradient = [part - part.mean(dim=-1, keepdim=True) for part in gradient]
         drawn = [part - part.mean(dim=-1, keepdim=True) for part in drawn]
     first, second = _unit(gradient), drawn
     along = torch.stack([(a * b).sum() for a, b in zip(first, second, strict=True)]).sum()
     second = _unit([b - along * a for a, b in zip(first, second, strict=True)])
     return dict(zip(names, first, strict=True)), dict(zip(names, second, strict=True))
+
+
+def _ignores_constants(trial: SearchTrial) -> bool:
+    """Return whether op weights stay as they are when a constant is added to each row's logits."""
+    bilevel = trial._bilevel
+    at = bilevel.point(max(0, trial.epoch - 1))
+    with torch.no_grad(), bilevel.draws_kept():
+        here = bilevel.mean(bilevel.logits, at)
+        moved = bilevel.mean({name: alpha + 1.0 for name, alpha in bilevel.logits.items()}, at)
+    return all(torch.allclose(here[name], moved[name], atol=1e-5) for name in here)
 
 
 def _unit(parts: list[Tensor]) -> list[Tensor]:

@@ -121,7 +121,7 @@ class Method:
         log: Values of the method's own for the curve of an epoch, such as a radius.
         alphas: "trained"; "at_start", where they keep the values they are drawn with; or "zero".
         trains: Whether there are training steps at all.
-        weight_steps: Weight steps that follow each alpha step.
+        weight_steps: Weight steps that follow each alpha step, counted anew in each epoch.
         alpha_start: Epochs at the start in which the weights are trained and the alphas rest, as a
             share of the search, in [0, 1); if it is not 0, they are at least one. A number of
             epochs where the experiment gives one. Of each stage, where there are several.

@@ -103,7 +103,7 @@ class BlockTrainable(tune.Trainable):
             curve = self.trials[seed].curve
             if len(curve) >= self.reported:
                 entries[seed] = curve[self.reported - 1]
-            elif curve and not self.trials[seed].diverged:
+            elif curve and getattr(self.trials[seed], "ended_early", False):
                 entries[seed] = curve[-1]  # it ended itself, and stands where it ended
         return self._result(entries)
 

@@ -210,6 +210,11 @@ class SearchTrial:
         return ended or self.epoch >= self.settings.epochs
 
     @property
+    def ended_early(self) -> bool:
+        """Whether a rule has ended the search, which has a result all the same."""
+        return self.stopped_at is not None
+
+    @property
     def chooses_epoch(self) -> bool:
         """Whether the genotype is of an epoch that a rule has chosen, and not simply the last."""
         return self.method.genotype_of == "best_epoch" or self.stopped_at is not None
@@ -247,7 +252,9 @@ class SearchTrial:
         metrics = self._metrics(at, values)
         if all(math.isfinite(value) for value in metrics.values()):
             self.epoch += 1
-            genotype = self._genotype()
+            selected = self._genotype()
+            genotype = selected.genotype
+            metrics |= selected.measured
         else:
             self.load_state_dict(before)
             self.diverged = True
@@ -281,13 +288,13 @@ class SearchTrial:
             self.genotype = Genotype.from_json(chosen)
         return entry
 
-    def _genotype(self) -> Genotype:
+    def _genotype(self) -> Selected:
         """Return the genotype of the epoch just done; after the last one it may take long."""
         if self.epoch < self.settings.epochs or self._selection.at_end is None:
-            return self._by_each_epoch(self._selection)
+            return Selected(self._by_each_epoch(self._selection))
         selected = self.select(self._selection)
         self.scores = selected.scores
-        return selected.genotype
+        return selected
 
     def select(self, rule: Selection | Plugin) -> Selected:
         """Return what a selection rule finds in the supernet as it is now; the trial is unchanged.
@@ -299,7 +306,12 @@ class SearchTrial:
             NasError: No such rule, or settings that it does not take.
         """
         if not isinstance(rule, Selection):
-            rule = build_selection(rule)
+            rule = build_selection(rule, of_method=self.method)
+        if rule.at_end is not None and self.stopped_at is not None:
+            raise StateError(
+                f"The search was stopped early for its genotype of epoch {self.stopped_at}; the "
+                "supernet of that epoch, which the rule would have to look at, is gone."
+            )
         if rule.at_end is None:
             return Selected(self._by_each_epoch(rule), cloned(self.op_weights))
         before = self._bilevel.state_dict(), self._data.state_dict()
@@ -313,6 +325,7 @@ class SearchTrial:
     def load_final(self, state: Mapping[str, Any]) -> None:
         """Take weights, statistics and alphas from a `final_state`; see `trainables.stored`."""
         self._load_stage(state)
+        self.stopped_at = state.get("stopped_at")
         self._bilevel.load_final(state["weights"] | state["buffers"], state["alphas"])
         self.epoch = int(state["epoch"])
         self.op_weights = cloned(self._bilevel.relaxed(self._bilevel.point(max(0, self.epoch - 1))))
@@ -348,12 +361,16 @@ class SearchTrial:
             self._bilevel.shown(self.op_weights, at),
             self._data.validation(),
             self.settings.validation_norm,
+            # To look for operations of op weight 0 is worth a wait only where there are many.
+            sparse=self.method.alphas == "at_start",
         )
-        decided = alpha_diagnostics(self.alphas, self.op_weights)
-        means = torch.stack([torch.stack(each).mean() for each in values.values()])
-        names = (*values, "val_loss", "val_accuracy", *ALPHA_DIAGNOSTICS)
-        # The only wait for a GPU in an epoch.
-        return dict(zip(names, torch.cat([means, val, decided]).tolist(), strict=True))
+        names = [*values, "val_loss", "val_accuracy"]
+        found = [torch.stack([torch.stack(each).mean() for each in values.values()]), val]
+        if self.method.alphas == "trained":
+            names += ALPHA_DIAGNOSTICS
+            found.append(alpha_diagnostics(self.alphas, self.op_weights))
+        # The only wait for a GPU in an epoch, but for methods that draw operations.
+        return dict(zip(names, torch.cat(found).tolist(), strict=True))
 
     def _watch(self, at: SearchPoint) -> Entry:
         """Ask the rule that may end the search; `at` is the epoch just done."""
@@ -361,7 +378,7 @@ class SearchTrial:
         if rule is None:
             return {}
         found: Entry = {}
-        if rule.due(at.epoch, epochs):
+        if rule.due(at.epoch, epochs) and at.epoch >= self._bilevel.first_alpha_epoch:
             value = rule.measure(self._bilevel, self._data, at)
             # What is not finite has no place in a curve; the search itself may well go on.
             found = {rule.name: value} if math.isfinite(value) else {}
@@ -376,6 +393,8 @@ class SearchTrial:
         """Run the diagnostics that are due after the epoch just done."""
         last = self._is_over()
         found: Entry = {}
+        if self.method.alphas == "at_start":
+            return found  # nothing in it is of the genotype that is found
         hessian, gap = self.diagnostics.hessian, self.diagnostics.discretization_gap
         start = time.perf_counter()
         if hessian is not None and (last or self.epoch % hessian.every == 0):
@@ -517,6 +536,7 @@ class SearchTrial:
             "scores": cloned(self.scores),
             "stage": self._bilevel.place.index,
             "columns": cloned(self._bilevel.place.columns),
+            "stopped_at": self.stopped_at,
             "epoch": self.epoch,
             "genotype": json.dumps(self.genotype.to_json()),
             "settings": json.dumps(self.description),

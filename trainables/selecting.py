@@ -29,11 +29,14 @@ class Selected:
 
     Attributes:
         genotype: The choice.
+        measured: Values that stand in the curve in the place of those of the last epoch, where the
+            mixture of that epoch says nothing of the choice.
         scores: By cell type `(num_edges, num_ops)`, float64 on the CPU: what it was chosen by.
     """
 
     genotype: Genotype
     scores: OpWeights = field(default_factory=dict)
+    measured: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,14 @@ class TrainedSupernet:
     def op_weights(self) -> OpWeights:
         """Return the op weights as they are now, without a graph; fixed edges are one-hot."""
         return self._bilevel.relaxed(self.at)
+
+    def left(self, cell: str) -> Tensor:
+        """Return which operations the search has left on each edge: boolean, on the CPU.
+
+        Returns:
+            `(num_edges, num_ops)`; only those can be chosen.
+        """
+        return self._bilevel.left(cell)
 
     def validation(self) -> Iterator[Batch]:
         """Yield the whole validation split, in batches of nearly equal size."""

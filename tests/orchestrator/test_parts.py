@@ -145,6 +145,17 @@ def test_versions_of_parts_and_selections_are_in_the_key(
             ["selection={name: operation_strength, variant: signed}"],
             "selection has no effect where method.select is given",
         ),
+        # What a method needs of the space: channels, depth; one depth for a consistent retraining.
+        ("pc_darts", ["space={name: nasbench201, channels: 6}"], "channels"),
+        ("pc_darts", ["space={name: nasbench201, channels: {grid: [8, 6]}}"], "channels"),
+        ("p_darts", ["space={name: darts_per_cell, channels: 4, cells: 3}"], "darts_per_cell"),
+        (
+            "p_darts",
+            ["space={name: darts, channels: 4, cells: 5}", "retrain={consistent: true}"],
+            "retrain.consistent cannot be combined with p_darts",
+        ),
+        ("{name: darts, early_stop: eigenvalue}", ["search.epochs=8"], "could never end"),
+        ("{name: darts, fixed_alphas: true}", [], "nothing to choose by"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(

@@ -131,6 +131,31 @@ def test_out_of_memory_ends_the_seed_and_its_sibling_goes_on(tmp_path: Path) -> 
     assert "2.00 GiB" in str(statuses[KEYS["0"]].error)  # type: ignore[union-attr]
 
 
+def test_after_its_end_a_seed_counts_as_it_ended(tmp_path: Path) -> None:
+    """Out of memory is the worst there is; a search that a rule ended stands where it ended."""
+    block = StudySearch(search_config(tmp_path, seeds=(0, 1)))
+    first = block.step()["seeds"]["0"]["val_accuracy"]
+
+    def no_room() -> dict[str, Any]:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    for ended, expected in ((False, 0.0), (True, first)):
+        block.trials[0] = Replay(block.trials[0].curve[:1], ended_early=ended)
+        block.reported = 1
+        result = block.step()
+        other = result["seeds"]["1"]["val_accuracy"]
+        assert result["val_accuracy"] == pytest.approx((expected + other) / 2)
+    block = StudySearch(search_config(tmp_path / "again", seeds=(0, 1)))
+    block.step()
+    block.trials[0].run_epoch = no_room  # type: ignore[method-assign]
+    result = block.step()
+    assert result["val_accuracy"] == pytest.approx(result["seeds"]["1"]["val_accuracy"] / 2)
+    # The row of a search that a rule ended is reported again in the same way.
+    finished = StudySearch(search_config(tmp_path, seeds=(1,)))
+    assert isinstance(finished.trials[1], Replay)
+    assert finished.trials[1].ended_early
+
+
 def test_another_error_is_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:
     block = StudySearch(search_config(tmp_path))
 

@@ -413,3 +413,47 @@ def test_settings_without_sense_are_refused(settings: dict[str, Any], message: s
         name = {"amended_darts": "amended"}.get(settings["name"], settings["name"])
         with pytest.raises(PluginSettingsError, match=rf"method\.{slot}\."):
             plugins.make_config("methods", {"name": "darts", slot: settings | {"name": name}})
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"name": "gdas", "perturb": "sdarts_rs"}, "runs one drawn operation on an edge"),
+        ({"name": "fair_darts", "perturb": "sdarts_rs"}, "need not sum to one"),
+        ({"name": "random", "perturb": "sdarts_rs"}, "runs one drawn operation on an edge"),
+        ({"name": "random", "alpha_gradient": "unrolled"}, "are not trained"),
+        ({"name": "random", "share_weights": False, "perturb": "sdarts_rs"}, "no training steps"),
+        ({"name": "random", "fixed_alphas": True}, "does not train its alphas"),
+        ({"name": "random", "genotype_of": "best_epoch"}, "every epoch has the same genotype"),
+        ({"name": "darts", "fixed_alphas": True, "alpha_start": 3}, "alpha_start has no effect"),
+        ({"name": "beta_darts", "fixed_alphas": True}, "without its penalty"),
+        ({"name": "amended_darts", "fixed_alphas": True}, "without its alpha gradient"),
+        ({"name": "p_darts", "fixed_alphas": True}, "without its stages"),
+    ],
+    ids=str,
+)
+def test_parts_without_effect_are_refused(method: dict[str, Any], message: str) -> None:
+    with pytest.raises(PluginSettingsError, match=message):
+        method_of(method)
+
+
+def test_alphas_at_zero_need_a_rule_that_looks_at_the_supernet() -> None:
+    settings = {"name": "darts", "fixed_alphas": True}
+    with pytest.raises(PluginSettingsError, match="nothing to choose by"):
+        small_search(settings)
+    trial = small_search(settings | {"select": {"name": "perturbation", "tune_epochs": 0}})
+    trial.run()
+    assert all((alpha == 0).all() for alpha in trial.alphas.values())
+    # What is measured of trained alphas is left out; the supernet was trained all the same.
+    assert "top1_margin" not in trial.curve[-1]
+    assert trial.curve[-1]["train_loss"] < trial.curve[0]["train_loss"]
+    with pytest.raises(PluginSettingsError, match="nothing to choose by"):
+        trial.select("magnitude")
+
+
+def test_magnitude_is_the_methods_own_reading_where_it_has_one() -> None:
+    trial = small_search({"name": "fair_darts", "threshold": 0.99}, epochs=1)
+    trial.run()
+    operations = {edge.operation for edge in trial.genotype.cells[0].edges}
+    assert operations == {"none"}
+    assert trial.select("magnitude").genotype == trial.genotype

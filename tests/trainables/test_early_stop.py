@@ -14,6 +14,7 @@ import torch
 from spaces.core.errors import PluginSettingsError
 from tests.trainables.searches import differences, small_search
 from trainables.early_stopping.eigenvalue import Config, build, every, verdict
+from trainables.errors import StateError
 from trainables.probes import alpha_hessian, hessian_values
 from trainables.search import SearchTrial
 from trainables.stored import open_final
@@ -185,3 +186,30 @@ def test_it_is_the_largest_algebraic_eigenvalue(monkeypatch: pytest.MonkeyPatch)
     trial = small_search("darts")
     measure = build(Config()).measure
     assert measure(trial._bilevel, trial._data, trial._bilevel.point(0)) == pytest.approx(1.0)
+
+
+def test_what_is_before_the_alphas_move_does_not_count() -> None:
+    rule = EAGER | {"factor": 1e-9, "start": 0}
+    method = {"name": "darts", "early_stop": rule, "alpha_start": 4}
+    trial = small_search(method, epochs=8, alpha_lr=0.3)
+    trial.run()
+    with_value = [entry["epoch"] for entry in trial.curve if "early_stop_eigenvalue" in entry]
+    assert with_value == [5, 6]
+    assert trial.genotype_epoch == 5
+
+
+def test_a_rule_that_could_never_end_the_search_is_refused() -> None:
+    with pytest.raises(PluginSettingsError, match="could never end this search"):
+        small_search({"name": "darts", "early_stop": "eigenvalue"}, epochs=8)
+    small_search({"name": "darts", "early_stop": "eigenvalue"}, epochs=13)
+    late = {"name": "darts", "early_stop": "eigenvalue", "alpha_start": 10}
+    with pytest.raises(PluginSettingsError, match="could never end this search"):
+        small_search(late, epochs=13)
+
+
+def test_a_rule_for_the_supernet_is_refused_where_that_is_of_a_later_epoch(tmp_path: Path) -> None:
+    trial = ended()
+    torch.save(trial.final_state(), tmp_path / "final.pt")
+    for each in (trial, open_final(tmp_path / "final.pt", device="cpu")):
+        with pytest.raises(StateError, match="stopped early for its genotype of epoch 2"):
+            each.select({"name": "operation_strength"})

@@ -280,3 +280,30 @@ def test_bad_settings_are_refused(settings: dict[str, Any], words: str) -> None:
 def test_stages_too_short_to_search_in_are_refused() -> None:
     with pytest.raises(PluginSettingsError, match=r"of each of its 3 stages, the shortest of 1"):
         small_search({"name": "p_darts"}, epochs=5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"name": "perturbation", "tune_epochs": 0},
+        {"name": "operation_strength", "variant": "signed"},
+        {"name": "operation_strength", "progressive": "edge_wise"},
+    ],
+    ids=lambda rule: "-".join(str(value) for value in rule.values()),
+)
+def test_no_rule_brings_an_operation_back(rule: dict[str, Any], seed: int) -> None:
+    trial = small_search(GROWING, epochs=6, batch_size=12, alpha_lr=0.3, seed=seed)
+    trial.run()
+    columns = trial._bilevel.place.columns
+    assert columns is not None
+    selected = trial.select(rule)
+    for row, edge in enumerate(selected.genotype.cells[0].edges):
+        assert (edge.source, edge.target) == trial.space.edges["cell"][row]
+        chosen = trial.space.operations["cell"].index(edge.operation)
+        assert chosen in columns["cell"][row].tolist()
+
+
+def test_fewer_epochs_than_stages_are_refused() -> None:
+    with pytest.raises(PluginSettingsError, match=r"3 stages, and search\.epochs is 2"):
+        small_search({"name": "p_darts", "alpha_start": 0}, epochs=2)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spaces.core.errors import PluginSettingsError
 from spaces.core.genotype import Genotype
-from spaces.core.mixture import Norm
+from spaces.core.mixture import Mixture, Norm
 from spaces.core.space import Space
 from tests.spaces.helpers import space_of
 from tests.trainables.plain_search import note_mixtures, one_step
@@ -26,6 +26,7 @@ from tests.trainables.test_gdas import SampledSearch
 from tests.trainables.test_passes import counted
 from trainables.compose import build_method
 from trainables.errors import MethodError
+from trainables.landscape import landscape
 from trainables.method import OpWeights, SearchPoint, softmax
 from trainables.methods.random import Config, select, uniform_genotype
 from trainables.probes import one_hot
@@ -375,3 +376,27 @@ def test_its_file_does_not_hide_the_standard_library() -> None:
         "assert again is random and hasattr(random, 'Random') and ours is not random\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_curve_ends_with_the_accuracy_of_the_winner() -> None:
+    method = {"name": "random", "candidates": 4, "finalists": 2}
+    trial = small_search(method, epochs=2)
+    trial.run()
+    winner = one_hot(trial.space, trial.genotype, trial.alphas)
+    loss, accuracy = trial._bilevel.evaluate(
+        Mixture(winner), trial._data.validation(), "batch"
+    ).tolist()
+    assert trial.curve[-1]["val_accuracy"] == pytest.approx(accuracy)
+    assert trial.curve[-1]["val_loss"] == pytest.approx(loss)
+    assert trial.curve[0]["val_loss"] != trial.curve[-1]["val_loss"]
+    # What would be measured of alphas that nobody trains is left out.
+    assert "alpha_entropy" not in trial.curve[-1]
+
+
+def test_no_rule_but_its_own_has_anything_to_choose_by() -> None:
+    for settings in ({}, {"share_weights": False}):
+        trial = small_search({"name": "random"} | settings, epochs=2)
+        with pytest.raises(PluginSettingsError, match="nothing to choose by"):
+            trial.select({"name": "operation_strength"})
+        with pytest.raises(MethodError, match="trained alphas"):
+            landscape(trial, size=3)

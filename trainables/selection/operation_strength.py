@@ -74,10 +74,15 @@ def strengths(supernet: TrainedSupernet, config: Config) -> OpWeights:
         for name, gate in gates.items():
             value = gate.square() if config.variant == "squared" else gate
             sums[name] = sums.get(name, 0.0) + count * value
-    means = {name: (total / images).cpu() for name, total in sums.items()}
-    if config.variant == "absolute":
-        return {name: mean.abs() for name, mean in means.items()}
-    return {name: -mean if config.variant == "signed" else mean for name, mean in means.items()}
+    found = {}
+    for name, total in sums.items():
+        mean = (total / images).cpu()
+        strength = mean.abs() if config.variant == "absolute" else mean
+        strength = -strength if config.variant == "signed" else strength
+        # An operation that a stage of the search has taken away is not to come back.
+        gone = ~supernet.left(name)
+        found[name] = strength.masked_fill(gone, float(strength.min()) - _OUT_OF_REACH)
+    return found
 
 
 def select(supernet: TrainedSupernet, *, config: Config) -> Selected:

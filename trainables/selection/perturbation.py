@@ -117,8 +117,10 @@ def choose_operation(
     supernet: TrainedSupernet, config: Config, scores: OpWeights, cell: str, edge: int
 ) -> None:
     """Leave on an edge the operation that is missed most, the first of equals; note its scores."""
-    columns = supernet.space.selectable(cell)
+    left = supernet.left(cell)[edge].tolist()
+    columns = [column for column in supernet.space.selectable(cell) if left[column]]
     found = harms(supernet, config, cell, [(edge, column) for column in columns])
+    scores[cell][edge] = min(found) - _OUT_OF_REACH
     scores[cell][edge, columns] = torch.tensor(found, dtype=torch.float64)
     supernet.fix(cell, edge, columns[found.index(max(found))])
 
@@ -165,8 +167,8 @@ def select(supernet: TrainedSupernet, *, config: Config) -> Selected:
 
     Returns:
         Scores are, by cell type `(num_edges, num_ops)`, the harm of masking an operation when its
-        edge was decided, 0 where it cannot be selected (masking `none` changes nothing). Rows of
-        edges that did not stay are moved below the others.
+        edge was decided, and less than any of them where it cannot be selected. Rows of edges that
+        did not stay are moved below the others.
 
     Source:
         The paper's algorithm 1, as in the authors' code (github.com/ruocwang/darts-pt,
@@ -174,8 +176,9 @@ def select(supernet: TrainedSupernet, *, config: Config) -> Selected:
         images in one order and without augmentation, there shuffled anew for each candidate, and
         update no running statistics; operations that a genotype cannot have are no candidates (in
         their DARTS space `none` is left out altogether); Adam starts anew together with the
-        optimizer of the weights, as it must for a stored supernet; nothing is trained after the
-        last decision, and equally long before all but the first (theirs: an epoch less before the
+        optimizer of the weights, as it must for a stored supernet; nothing is trained after
+        the last decision; of equal edges the first stay, as there, where the last of them goes; and
+        training is equally long before all but the first (theirs: an epoch less before the
         last of NAS-Bench-201).
     """
     space, generator = supernet.space, supernet.at.generator
