@@ -161,7 +161,7 @@ def test_its_final_state_has_the_genotype_that_was_chosen(tmp_path: Path) -> Non
 )
 def test_what_cannot_be_combined_is_refused(method: dict[str, Any], words: str) -> None:
     with pytest.raises(PluginSettingsError, match=words):
-        small_search(method | {"early_stop": "eigenvalue"}, epochs=6)
+        small_search(method | {"early_stop": EAGER}, epochs=6)
 
 
 @pytest.mark.parametrize(
