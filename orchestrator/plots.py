@@ -12,6 +12,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 """Okabe and Ito's palette, told apart also by readers who do not see red and green."""
 
 MOST_LABELS = len(COLOURS)
+_FEW_LABELS = 4
 
 
 def curves(
@@ -37,7 +38,9 @@ def curves(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8.0, 4.6), dpi=144, layout="constrained")
+    # With many labels single curves would hide the means, and a legend within all of it.
+    crowded = len(series) > _FEW_LABELS
+    figure = Figure(figsize=(11.0 if crowded else 8.0, 4.6), dpi=144, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     scale = 100.0 if percent else 1.0
@@ -47,13 +50,16 @@ def curves(
     for (label, seeds), colour in zip(series.items(), COLOURS, strict=False):
         scaled = [[scale * value for value in curve] for curve in seeds]
         bounds = (0.0, 100.0) if percent else None
-        _draw_label(axes, f"{label}  (n = {len(seeds)})", scaled, colour, epochs, bounds)
+        text = f"{label}  (n = {len(seeds)})"
+        _draw_label(axes, text, scaled, colour, epochs, bounds, alone=not crowded)
     axes.set_xlabel("epoch")
     axes.set_ylabel(ylabel)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if series:
+    if crowded:
+        figure.legend(frameon=False, loc="outside right upper")
+    elif series:
         axes.legend(frameon=False, loc="lower right" if percent else "best")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
@@ -87,8 +93,10 @@ def _draw_label(
     colour: str,
     epochs: Sequence[int] | None,
     bounds: tuple[float, float] | None,
+    *,
+    alone: bool,
 ) -> None:
-    for curve in seeds:
+    for curve in seeds if alone else ():
         axes.plot(_epochs(curve, epochs), curve, color=colour, linewidth=0.6, alpha=0.45)
     means, low, high = mean_and_band(seeds, bounds)
     # A marker at one epoch, where a line would have no length.
