@@ -19,6 +19,7 @@ import importlib.util
 import json
 import os
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -188,7 +189,7 @@ def load(kind: str, name: str) -> types.ModuleType:
     """Import the module of a plug-in.
 
     Raises:
-        UnknownPluginError: `kind` has no plug-in of that name.
+        UnknownPluginError: `kind` has no plug-in of that name, or a user's file cannot be imported.
     """
     info = describe(kind, name)
     if info.module in sys.modules:
@@ -200,7 +201,16 @@ def load(kind: str, name: str) -> types.ModuleType:
         raise UnknownPluginError(f"{info.path} cannot be imported as a Python module.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[info.module] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        # A user's file may raise anything; half a module must not be found the next time.
+        del sys.modules[info.module]
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        raise UnknownPluginError(
+            f"{info.path} cannot be imported: {type(error).__name__}: {error} "
+            f"({Path(line.filename).name}, line {line.lineno})."
+        ) from error
     return module
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spaces.core import plugins
-from spaces.core.errors import PluginSettingsError
+from spaces.core.errors import PluginSettingsError, UnknownPluginError
 from tests.trainables.searches import PLUGINS, differences, small_search
 from trainables.compose import build_method, build_selection
 from trainables.method import Method, SearchPoint
@@ -457,3 +457,16 @@ def test_magnitude_is_the_methods_own_reading_where_it_has_one() -> None:
     operations = {edge.operation for edge in trial.genotype.cells[0].edges}
     assert operations == {"none"}
     assert trial.select("magnitude").genotype == trial.genotype
+
+
+def test_a_plug_in_that_fails_at_import_is_explained_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "methods" / "broken.py"
+    file.parent.mkdir()
+    config = "@dataclass(frozen=True)\nclass Config:\n    pass\n"
+    file.write_text(f"from dataclasses import dataclass\n\n{config}\nvalue = {{}}['missing']\n")
+    monkeypatch.setenv(plugins.ENVIRONMENT_VARIABLE, os.pathsep.join([str(PLUGINS), str(tmp_path)]))
+    for _ in range(2):
+        with pytest.raises(UnknownPluginError, match=r"cannot be imported: KeyError.*line 7"):
+            small_search("broken")
