@@ -278,7 +278,7 @@ class SearchTrial:
             "genotype": genotype.to_json(),
             "genotype_hash": genotype.hash,
         }
-        if self._is_over():
+        if self._is_over() and not self.diverged:
             # How far seeds agree is seen in the op weights alone; once is enough.
             entry["op_weights"] = {name: m.tolist() for name, m in self.op_weights.items()}
         self.curve.append(entry)

@@ -242,7 +242,7 @@ def graded(accuracies: list[float], method: dict[str, Any], **search: Any) -> Se
     settings = {"epochs": len(accuracies), "alpha_lr": 1.0, "batch_size": 24} | search
     trial = small_search(method, **settings)
 
-    def evaluate(*_args: Any) -> torch.Tensor:
+    def evaluate(*_args: Any, **_options: Any) -> torch.Tensor:
         return torch.tensor([1.0, accuracies[trial.epoch]], dtype=torch.float64)
 
     trial._bilevel.evaluate = evaluate  # type: ignore[method-assign, assignment]

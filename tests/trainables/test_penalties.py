@@ -174,6 +174,7 @@ def test_a_search_takes_the_methods_own_selection() -> None:
     with torch.no_grad():
         trial.alphas["cell"][2, 3] = 2.0  # sigmoid 0.88
         trial.alphas["cell"][1, 3] = 1.5  # sigmoid 0.82
+    trial.op_weights = trial._bilevel.relaxed(trial._bilevel.point(0))
     chosen = trial._by_each_epoch(trial._selection).cell("cell").edges
     assert [e.operation for e in chosen].count("none") == 5
     (kept,) = [(e.source, e.target) for e in chosen if e.operation != "none"]

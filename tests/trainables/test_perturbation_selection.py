@@ -69,6 +69,9 @@ class KnownSupernet(TrainedSupernet):
     def op_weights(self) -> OpWeights:
         return {name: matrix.clone() for name, matrix in self.rows.items()}
 
+    def left(self, cell: str) -> torch.Tensor:
+        return torch.ones(self.space.alpha_shapes()[cell], dtype=torch.bool)
+
     def evaluate(
         self, op_weights: OpWeights, norm: Norm, *, batches: int | None = None
     ) -> tuple[float, float]:
@@ -180,6 +183,9 @@ def plain_projection(
                         chosen, most = column, harm
                 rows[cell][number] = [float(column == chosen) for column in ops]
                 done.append((cell, number, chosen))
+                if space.name != "nasbench201":
+                    # `none` comes first, cannot be chosen, and is below all that can.
+                    harmed[cell][number][0] = min(harmed[cell][number][1:]) - 1.0
             else:
                 edges = DARTS_NODES[number]
                 harm_of = {edge: bad(without(cell, edge, list(ops)), turn) for edge in edges}
