@@ -63,3 +63,10 @@ def schedule(method: dict[str, Any], epochs: int, selection: str = "magnitude") 
 )
 def test_a_schedule_is_resolved(method: dict[str, Any], epochs: int, expected: str) -> None:
     assert schedule(method, epochs) == expected
+
+
+def test_a_radius_grows_over_all_stages_together() -> None:
+    parts = schedule({"name": "p_darts", "perturb": "sdarts_rs"}, 75).split(" · ")
+    # 0.03 + 0.27 epoch / 75, in epochs 0 and 24, 25 and 49, 50 and 74 of the search.
+    ends = ["radius 0.03 to 0.116", "radius 0.12 to 0.206", "radius 0.21 to 0.296"]
+    assert [part.rpartition(", ")[2] for part in parts] == ends
