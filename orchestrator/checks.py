@@ -115,7 +115,12 @@ def check_methods(experiment: Experiment) -> None:
     Raises:
         ConfigError: It cannot work, with the reason.
     """
-    from trainables.compose import build_method, build_selection, check_supernets
+    from trainables.compose import (
+        build_method,
+        build_selection,
+        check_going_back,
+        check_supernets,
+    )
 
     problems: list[str] = []
     for block in factors.blocks(experiment):
@@ -128,6 +133,15 @@ def check_methods(experiment: Experiment) -> None:
                 name, config = plugins.make_config("methods", plain)
                 method = build_method(name, config, epochs=epochs)
                 build_selection(experiment.selection, plain, of_method=method)
+                for decay in candidates(block.tree["search"]["weight_decay"]):
+                    check_going_back(method, decay)
+                goes_back = method.early_stop is not None and method.early_stop.go_back is not None
+                if goes_back and experiment.tune.scheduler is not None:
+                    problems.append(
+                        "tune.scheduler cannot compare searches that go back "
+                        "(method.early_stop, then: regularize): their epochs are not those of "
+                        "the others. Leave out one of them."
+                    )
                 consistent = experiment.retrain is not None and experiment.retrain.consistent
                 if consistent and len(method.stages_of(epochs)) > 1:
                     problems.append(

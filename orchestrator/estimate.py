@@ -199,7 +199,16 @@ def _schedule(unit: Unit) -> str:
     if method.early_stop is not None:
         due = [epoch for epoch in range(unit.epochs) if method.early_stop.due(epoch, unit.epochs)]
         what = unit.settings["method"]["early_stop"]["name"]
-        parts.append(f"may end early by {what}, measured {len(due)} times at most")
+        back = method.early_stop.go_back
+        if back is None:
+            parts.append(f"may end early by {what}, measured {len(due)} times at most")
+        else:
+            times = back.times(unit.settings["search"]["weight_decay"])
+            reach = back.reach(unit.epochs) + back.extra_epochs
+            parts.append(
+                f"may go back by {what}, {times} times at most and up to {reach} epochs each, "
+                "which are not counted"
+            )
     return (" · " if len(stages) > 1 else ", ").join(parts)
 
 

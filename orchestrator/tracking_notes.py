@@ -144,6 +144,8 @@ def _mean(group: Iterable[Outcome]) -> float | None:
 
 def _ending(row: Row) -> str:
     epochs = f"{row.epochs_done} of {row.epochs_total} epochs"
+    if row.epochs_done > row.epochs_total:
+        epochs = f"{row.epochs_done} epochs for {row.epochs_total}: it went back"
     if row.status == "finished":
         return f"finished ({epochs})"
     if row.status == "stopped" and row.stop:

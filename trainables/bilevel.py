@@ -138,6 +138,18 @@ class Bilevel(Architecture):
         cosine = (1.0 + math.cos(math.pi * done)) / 2.0
         return settings.weight_lr_min + (settings.weight_lr - settings.weight_lr_min) * cosine
 
+    @property
+    def weight_decay(self) -> float:
+        """Weight decay of the weights: of the settings, or more where the search went back."""
+        return float(self.weight_optimizer.param_groups[0]["weight_decay"])
+
+    def go_back(self, state: Mapping[str, Any], *, weight_decay: float) -> None:
+        """Take an earlier state, but for the generators, and go on with another weight decay."""
+        generators = {name: g.get_state() for name, g in self.generators.items()}
+        self.load_state_dict({**state, "generators": generators, "device": self.device.type})
+        for group in self.weight_optimizer.param_groups:
+            group["weight_decay"] = weight_decay
+
     def step(
         self,
         at: SearchPoint,
@@ -200,7 +212,7 @@ class Bilevel(Architecture):
             val_loss=penalized,
             weight_lr=self.weight_lr(at.epoch),
             weight_momentum=self.settings.weight_momentum,
-            weight_decay=self.settings.weight_decay,
+            weight_decay=self.weight_decay,
         )
         found = self.method.alpha_gradient(problem, at)
         for name, alpha in self.logits.items():

@@ -117,6 +117,25 @@ def check_supernets(space: Space, method: Method, *, epochs: int) -> None:
             deep.build_supernet(3, 10, seed=0, structure=method.structure)
 
 
+def check_going_back(method: Method, weight_decay: float) -> None:
+    """Refuse a rule that would go back with more weight decay where there is no more.
+
+    Args:
+        method: From `build_method`.
+        weight_decay: Of the weights, as the search starts.
+
+    Raises:
+        PluginSettingsError: The first step would exceed the rule's limit, or change nothing.
+    """
+    rule = method.early_stop.go_back if method.early_stop is not None else None
+    if rule is not None and rule.raised(weight_decay) is None:
+        raise PluginSettingsError(
+            f"method.early_stop could never take this search back: search.weight_decay is "
+            f"{weight_decay:g}, and {rule.weight_decay_factor:g} times that must be more, and at "
+            f"most max_weight_decay, {rule.max_weight_decay:g}."
+        )
+
+
 def _check_parts(name: str, method: Method, config: Any) -> None:
     """Refuse parts that would have no effect in this method, or another than they are meant to."""
 
@@ -148,9 +167,11 @@ def _check_parts(name: str, method: Method, config: Any) -> None:
     if method.early_stop is not None:
         against = None
         if method.stages is not None:
-            against = f"the stages of {name}: it goes back to a genotype of another supernet"
+            against = f"the stages of {name}: it goes back to what another supernet had"
         elif method.genotype_of == "best_epoch":
             against = "genotype_of best_epoch: both say which epoch's genotype is the result"
+            if method.early_stop.go_back is not None:
+                against = "genotype_of best_epoch, which may be one that was taken back"
         if against:
             raise PluginSettingsError(f"method.early_stop cannot be combined with {against}.")
 
@@ -184,7 +205,8 @@ def build_selection(
             f"method.fixed_alphas leaves the selection {name} nothing to choose by: the alphas "
             "stay 0. Give method.select a rule that looks at the supernet, such as perturbation."
         )
-    if selection.at_end is not None and method.get("early_stop"):
+    watched = of_method.early_stop if of_method is not None and method.get("early_stop") else None
+    if selection.at_end is not None and watched is not None and watched.go_back is None:
         raise PluginSettingsError(
             f"method.early_stop cannot be combined with the selection {name}, which looks at the "
             "supernet after the last epoch: the genotype of an ended search is of an earlier one."

@@ -32,7 +32,7 @@ from spaces.core.genotype import Genotype
 from spaces.core.space import Space
 from trainables.bilevel import Bilevel
 from trainables.choices import Plugin, choose_diagnostics, choose_plugin, choose_settings
-from trainables.compose import build_method, build_selection
+from trainables.compose import build_method, build_selection, check_going_back
 from trainables.diagnostics import (
     ALPHA_DIAGNOSTICS,
     alpha_diagnostics,
@@ -58,6 +58,7 @@ from trainables.state import (
     save_state,
 )
 from trainables.timing import Stopwatch, peak_memory_bytes, reset_peak_memory
+from trainables.watching import GoBack, descent
 
 Entry = dict[str, Any]
 
@@ -91,6 +92,7 @@ class SearchTrial:
     Attributes:
         curve: One entry per epoch, JSON-able. Shares are 0-1, losses nats, times seconds.
         epoch: Epochs done.
+        position: Epochs of the schedule done; fewer than `epoch` once the search has gone back.
         genotype: The result so far: of the last epoch done, or, where the method says so, of the
             one with the best validation accuracy; of the initial alphas before the first.
         scores: What a selection rule chose the genotype by after the last epoch; else empty.
@@ -149,8 +151,10 @@ class SearchTrial:
         self._stages = self.method.stages_of(self.settings.epochs)
         for stage in self._stages:
             space_of(self.space, stage)  # a stage that cannot be is refused before the first
+        check_going_back(self.method, self.settings.weight_decay)
         self._bilevel = self._build_stage(0)
-        self.epoch = 0
+        self.epoch = self.position = 0
+        self._past: dict[int, dict[str, Any]] = {}
         self.curve: list[Entry] = []
         self.diverged = self.resumed_elsewhere = False
         self.stopped_at: int | None = None
@@ -182,7 +186,7 @@ class SearchTrial:
     def _enter_stage(self) -> None:
         """Go to the next stage where the one before is done; it keeps the strongest operations."""
         place = self._bilevel.place
-        if self.epoch < place.start + place.epochs:
+        if self.position < place.start + place.epochs:
             return
         index = place.index + 1
         count, columns = self._stages[index].operations, place.columns
@@ -207,12 +211,12 @@ class SearchTrial:
 
     def _is_over(self) -> bool:
         ended = self.diverged or self.stopped_at is not None
-        return ended or self.epoch >= self.settings.epochs
+        return ended or self.position >= self.settings.epochs
 
     @property
     def ended_early(self) -> bool:
-        """Whether a rule has ended the search, which has a result all the same."""
-        return self.stopped_at is not None
+        """Whether it has its result, with which it stands though others of its block go on."""
+        return self._is_over() and not self.diverged
 
     @property
     def chooses_epoch(self) -> bool:
@@ -242,7 +246,8 @@ class SearchTrial:
         clocks = Stopwatch(self.device), Stopwatch(self.device)
         self._enter_stage()
         epoch, bilevel = self.epoch, self._bilevel
-        at = bilevel.point(epoch)
+        at = bilevel.point(self.position)
+        decay = bilevel.weight_decay
         values: dict[str, list[Tensor]] = {}
         for step in range(self.steps_per_epoch):
             measured = bilevel.step(replace(at, step=step), *self._data.next_batches(), clocks)
@@ -252,6 +257,7 @@ class SearchTrial:
         metrics = self._metrics(at, values)
         if all(math.isfinite(value) for value in metrics.values()):
             self.epoch += 1
+            self.position += 1
             selected = self._genotype()
             genotype = selected.genotype
             metrics |= selected.measured
@@ -260,8 +266,9 @@ class SearchTrial:
             self.diverged = True
             metrics = worst_of(metrics, self.alphas, self.op_weights)
             genotype = self._by_each_epoch(self._selection)
-        watched = {} if self.diverged else self._watch(at)
-        probed = {} if self.diverged else self._probe(at, genotype)
+        watched, target = ({}, None) if self.diverged else self._watch(at)
+        over = self._is_over() and target is None
+        probed = {} if self.diverged else self._probe(at, genotype, last=over)
         entry: Entry = {
             "epoch": epoch + 1,
             **metrics,
@@ -269,7 +276,7 @@ class SearchTrial:
             **genotype_diagnostics(self.space, genotype),
             **watched,
             **probed,
-            "weight_lr": bilevel.weight_lr(epoch),
+            "weight_lr": bilevel.weight_lr(at.epoch),
             **self.method.log(at),
             "alpha_step_time_s": clocks[0].mean(),
             "weight_step_time_s": clocks[1].mean(),
@@ -278,10 +285,14 @@ class SearchTrial:
             "genotype": genotype.to_json(),
             "genotype_hash": genotype.hash,
         }
-        if self._is_over() and not self.diverged:
+        if self._rule_goes_back:
+            entry |= {"schedule_epoch": at.epoch + 1, "weight_decay": decay}
+        if over and not self.diverged:
             # How far seeds agree is seen in the op weights alone; once is enough.
             entry["op_weights"] = {name: m.tolist() for name, m in self.op_weights.items()}
         self.curve.append(entry)
+        if target is not None:
+            self._go_back(target)
         self.genotype_epoch = self._chosen_epoch()
         if self.genotype_epoch:
             chosen = self.curve[self.genotype_epoch - 1]["genotype"]
@@ -290,7 +301,7 @@ class SearchTrial:
 
     def _genotype(self) -> Selected:
         """Return the genotype of the epoch just done; after the last one it may take long."""
-        if self.epoch < self.settings.epochs or self._selection.at_end is None:
+        if self.position < self.settings.epochs or self._selection.at_end is None:
             return Selected(self._by_each_epoch(self._selection))
         selected = self.select(self._selection)
         self.scores = selected.scores
@@ -315,7 +326,7 @@ class SearchTrial:
         if rule.at_end is None:
             return Selected(self._by_each_epoch(rule), cloned(self.op_weights))
         before = self._bilevel.state_dict(), self._data.state_dict()
-        at = self._bilevel.point(max(0, self.epoch - 1))
+        at = self._bilevel.point(max(0, self.position - 1))
         try:
             return rule.at_end(TrainedSupernet(self.space, self._bilevel, self._data, at))
         finally:
@@ -328,7 +339,10 @@ class SearchTrial:
         self.stopped_at = state.get("stopped_at")
         self._bilevel.load_final(state["weights"] | state["buffers"], state["alphas"])
         self.epoch = int(state["epoch"])
-        self.op_weights = cloned(self._bilevel.relaxed(self._bilevel.point(max(0, self.epoch - 1))))
+        self.position = int(state.get("position", self.epoch))
+        self.op_weights = cloned(
+            self._bilevel.relaxed(self._bilevel.point(max(0, self.position - 1)))
+        )
         self.genotype = Genotype.from_json(json.loads(state["genotype"]))
 
     def _load_stage(self, state: Mapping[str, Any]) -> None:
@@ -339,14 +353,14 @@ class SearchTrial:
             self._bilevel = self._build_stage(index, columns)
 
     def _by_each_epoch(self, rule: Selection) -> Genotype:
-        at = self._bilevel.point(max(0, self.epoch - 1))
+        at = self._bilevel.point(max(0, self.position - 1))
         return rule.each_epoch(self.space, self._bilevel.strengths(self.op_weights, at))
 
     def _chosen_epoch(self) -> int:
         """Return the epoch, counted from 1, whose genotype is the result; 0 before the first."""
         if self.stopped_at is not None:
             return self.stopped_at
-        whole = self._selection.at_end is not None and self.epoch == self.settings.epochs
+        whole = self._selection.at_end is not None and self.position == self.settings.epochs
         if self.method.genotype_of == "last_epoch" or whole:
             return self.epoch
         first = min(self._bilevel.first_alpha_epoch, self.epoch - 1)
@@ -372,34 +386,65 @@ class SearchTrial:
         # The only wait for a GPU in an epoch, but for methods that draw operations.
         return dict(zip(names, torch.cat(found).tolist(), strict=True))
 
-    def _watch(self, at: SearchPoint) -> Entry:
-        """Ask the rule that may end the search; `at` is the epoch just done."""
+    def _watch(self, at: SearchPoint) -> tuple[Entry, int | None]:
+        """Ask the rule that may end the search or take it back; `at` is the epoch just done.
+
+        Returns:
+            What it logs, and the epoch of the schedule, from 0, to whose end the search goes back.
+        """
         rule, epochs = self.method.early_stop, self.settings.epochs
         if rule is None:
-            return {}
+            return {}, None
         found: Entry = {}
+        target = None
         if rule.due(at.epoch, epochs) and at.epoch >= self._bilevel.first_alpha_epoch:
             value = rule.measure(self._bilevel, self._data, at)
             # What is not finite has no place in a curve; the search itself may well go on.
             found = {rule.name: value} if math.isfinite(value) else {}
-            past = enumerate([*self.curve, found])
-            values = [(epoch, entry[rule.name]) for epoch, entry in past if rule.name in entry]
+            measured = descent([*self.curve, {"schedule_epoch": at.epoch + 1, **found}])
+            values = [(epoch, entry[rule.name]) for epoch, entry in measured if rule.name in entry]
             logged, target = rule.verdict(values, epochs)
             found |= logged
+        if rule.go_back is None:
             self.stopped_at = None if target is None else target + 1
-        return found | {"stopped_early": int(self.stopped_at is not None)}
+            return found | {"stopped_early": int(target is not None)}, None
+        self._remember(at.epoch, rule.go_back)
+        if rule.go_back.raised(self._bilevel.weight_decay) is None:
+            target = None  # at the limit a search goes on to its end
+        return found | {"went_back": int(target is not None)}, target
 
-    def _probe(self, at: SearchPoint, genotype: Genotype) -> Entry:
+    @property
+    def _rule_goes_back(self) -> bool:
+        return self.method.early_stop is not None and self.method.early_stop.go_back is not None
+
+    def _remember(self, epoch: int, rule: GoBack) -> None:
+        """Keep the state after `epoch` of the schedule, and of those before what may be needed."""
+        self._past[epoch] = self._bilevel.state_dict()
+        oldest = epoch - rule.reach(self.settings.epochs) - rule.extra_epochs
+        self._past = {done: state for done, state in self._past.items() if done >= oldest}
+
+    def _go_back(self, target: int) -> None:
+        """Go back to the end of epoch `target` of the schedule, from 0, with more weight decay."""
+        rule = self.method.early_stop.go_back if self.method.early_stop else None
+        decay = rule.raised(self._bilevel.weight_decay) if rule else None
+        if rule is None or decay is None:
+            raise StateError("This search has nothing to go back with.")
+        epoch = max(target - rule.extra_epochs, min(self._past))
+        self._bilevel.go_back(self._past[epoch], weight_decay=decay)
+        self._past = {done: state for done, state in self._past.items() if done <= epoch}
+        self.position = epoch + 1
+        self.op_weights = cloned(self._bilevel.relaxed(self._bilevel.point(epoch)))
+
+    def _probe(self, at: SearchPoint, genotype: Genotype, *, last: bool) -> Entry:
         """Run the diagnostics that are due after the epoch just done."""
-        last = self._is_over()
         found: Entry = {}
         if self.method.alphas == "at_start":
             return found  # nothing in it is of the genotype that is found
         hessian, gap = self.diagnostics.hessian, self.diagnostics.discretization_gap
         start = time.perf_counter()
-        if hessian is not None and (last or self.epoch % hessian.every == 0):
+        if hessian is not None and (last or self.position % hessian.every == 0):
             found |= probe_hessian(self._bilevel, self._data, at, hessian)
-        if gap is not None and (last or self.epoch % gap.every == 0):
+        if gap is not None and (last or self.position % gap.every == 0):
             found |= probe_gap(
                 self._bilevel, self._data, at, gap, space=self.space, genotype=genotype
             )
@@ -410,7 +455,7 @@ class SearchTrial:
     def time_diagnostics(self) -> dict[str, float]:
         """Return the seconds of each diagnostic that is on, by its name; changes no result."""
         bilevel, data = self._bilevel, self._data
-        at = bilevel.point(self.epoch)
+        at = bilevel.point(self.position)
         seconds: dict[str, float] = {}
         if self.diagnostics.hessian is not None:
             seconds["hessian"] = time_hessian(bilevel, data, at, self.diagnostics.hessian)
@@ -445,13 +490,13 @@ class SearchTrial:
         rule, epochs = self.method.early_stop, self.settings.epochs
         if rule is not None:
             start = time.perf_counter()
-            rule.measure(self._bilevel, self._data, self._bilevel.point(self.epoch))
+            rule.measure(self._bilevel, self._data, self._bilevel.point(self.position))
             share = sum(rule.due(epoch, epochs) for epoch in range(epochs)) / epochs
             seconds += share * (time.perf_counter() - start) / self.steps_per_epoch
         return seconds
 
     def _time_steps(self, count: int) -> float:
-        at = self._bilevel.point(max(self.epoch, self._bilevel.first_alpha_epoch))
+        at = self._bilevel.point(max(self.position, self._bilevel.first_alpha_epoch))
         clocks = Stopwatch(self.device), Stopwatch(self.device)
         for number in range(count + 1):
             self._bilevel.step(at, *self._data.next_batches(), clocks)
@@ -468,6 +513,9 @@ class SearchTrial:
             "fingerprint": asdict(self.fingerprint),
             "resumed_elsewhere": self.resumed_elsewhere,
             "epoch": self.epoch,
+            "position": self.position,
+            # Never changed once kept, so that a copy would only cost memory.
+            "past": dict(self._past),
             "stopped_at": self.stopped_at,
             "diverged": self.diverged,
             "curve": [dict(entry) for entry in self.curve],
@@ -497,6 +545,8 @@ class SearchTrial:
         self._load_stage(state)
         self._bilevel.load_state_dict(state["bilevel"])
         self.epoch, self.diverged = state["epoch"], state["diverged"]
+        self.position = state.get("position", self.epoch)
+        self._past = dict(state.get("past", {}))
         self.stopped_at = state.get("stopped_at")
         self.curve = [dict(entry) for entry in state["curve"]]
         self.genotype = Genotype.from_json(state["genotype"])
@@ -538,6 +588,7 @@ class SearchTrial:
             "columns": cloned(self._bilevel.place.columns),
             "stopped_at": self.stopped_at,
             "epoch": self.epoch,
+            "position": self.position,
             "genotype": json.dumps(self.genotype.to_json()),
             "settings": json.dumps(self.description),
         }

@@ -156,6 +156,17 @@ def test_versions_of_parts_and_selections_are_in_the_key(
         ),
         ("{name: darts, early_stop: eigenvalue}", ["search.epochs=8"], "could never end"),
         ("{name: darts, fixed_alphas: true}", [], "nothing to choose by"),
+        # A search that goes back: with more weight decay than it may have, or among rungs.
+        (
+            "{name: darts, early_stop: {name: eigenvalue, then: regularize}}",
+            ["search.epochs=50", "search.weight_decay={grid: [3.0e-4, 0.01]}"],
+            "could never take this search back: search.weight_decay is 0.01",
+        ),
+        (
+            "{grid: [darts, {name: darts, early_stop: {name: eigenvalue, then: regularize}}]}",
+            ["search.epochs=50", "tune.scheduler={name: asha, grace_epochs: 5}"],
+            "tune.scheduler cannot compare searches that go back",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(

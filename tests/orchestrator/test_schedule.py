@@ -13,7 +13,11 @@ from spaces.core import plugins
 
 def schedule(method: dict[str, Any], epochs: int, selection: str = "magnitude") -> str:
     name, config = plugins.make_config("methods", method)
-    settings = {"method": plugins.settings_of(name, config), "selection": {"name": selection}}
+    settings = {
+        "method": plugins.settings_of(name, config),
+        "selection": {"name": selection},
+        "search": {"weight_decay": 3e-4},
+    }
     return _schedule(Unit("search", settings, {0: "key"}, "id", 0, {}, name, epochs))
 
 
@@ -45,6 +49,15 @@ def schedule(method: dict[str, Any], epochs: int, selection: str = "magnitude") 
             {"name": "darts", "early_stop": "eigenvalue"},
             50,
             "may end early by eigenvalue, measured 25 times at most",
+        ),
+        (
+            {
+                "name": "darts",
+                "early_stop": {"name": "eigenvalue", "then": "regularize", "extra_epochs": 3},
+            },
+            50,
+            "may go back by eigenvalue, 4 times at most and up to 15 epochs each, which are not "
+            "counted",
         ),
         (
             {"name": "darts", "select": "perturbation", "fixed_alphas": True},

@@ -156,6 +156,36 @@ def test_after_its_end_a_seed_counts_as_it_ended(tmp_path: Path) -> None:
     assert finished.trials[1].ended_early
 
 
+def test_a_seed_stands_at_its_end_while_another_has_gone_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = search_config(tmp_path, seeds=(0, 1), epochs=3)
+    rule = {"name": "eigenvalue", "window": 1, "delta": 1, "every": 1, "start": 0}
+    config["method"] = {"name": "darts", "early_stop": rule | {"then": "regularize"}}
+    block = StudySearch(config)
+    other = block.trials[1]._bilevel  # type: ignore[attr-defined]
+
+    def measured(bilevel: Any, data: Any, at: Any, settings: Any) -> dict[str, float]:
+        # The second seed alone sees a jump, once: after epoch 1, counted from 0.
+        jump = bilevel is other and at.epoch == 1 and bilevel.weight_decay < 5e-4
+        return {"hessian_eigenvalue": 9.0 if jump else 1.0}
+
+    monkeypatch.setattr("trainables.early_stopping.eigenvalue.probe_hessian", measured)
+    results = []
+    while not results or not results[-1]["done"]:
+        results.append(block.step())
+    assert len(results) == 4
+    first, second = (results[index]["seeds"]["0"]["val_accuracy"] for index in (2, 3))
+    assert first == second
+    both = [results[3]["seeds"][seed]["val_accuracy"] for seed in ("0", "1")]
+    assert results[3]["val_accuracy"] == pytest.approx(sum(both) / 2)
+    rows = [block.ledger.read(KEYS[seed]) for seed in ("0", "1")]
+    assert [(row.status, row.epochs_done, row.epochs_total) for row in rows if row] == [
+        ("finished", 3, 3),
+        ("finished", 4, 3),
+    ]
+
+
 def test_another_error_is_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:
     block = StudySearch(search_config(tmp_path))
 

@@ -136,6 +136,8 @@ def test_the_note_of_a_row_tells_how_it_ended() -> None:
     stopped = make_row(status="stopped", stop={"epoch": 2, "reason": "asha"}, epochs_done=2)
     assert "stopped after 2 of 3 epochs: asha" in row_note(stopped, own, [], "7")
     assert "out of memory after 3 of 3 epochs" in row_note(make_row(status="oom"), own, [], "7")
+    back = make_row(epochs_done=5)
+    assert "finished (5 epochs for 3: it went back)" in row_note(back, own, [], "7")
     assert "| 0 → 1 | nor_conv_3x3 |" in row_note(make_row(), own, [], "7")
 
 

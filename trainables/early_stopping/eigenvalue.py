@@ -1,4 +1,4 @@
-"""DARTS-ES: a search ends when the alpha Hessian's dominant eigenvalue grows too fast."""
+"""DARTS-ES and DARTS-ADA: what to do when the alpha Hessian's largest eigenvalue grows too fast."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 from trainables.probes import probe_hessian
 from trainables.settings import Hessian
-from trainables.watching import EarlyStop
+from trainables.watching import EarlyStop, GoBack
 
 SOURCE = "Zela et al.: Understanding and Robustifying Differentiable Architecture Search, ICLR 2020, arXiv 1909.09656"  # noqa: E501
 RESULTS_VERSION = 1
@@ -17,6 +17,7 @@ RESULTS_VERSION = 1
 _PUBLISHED_EPOCHS = 50
 _PUBLISHED_EVERY = 2
 _PUBLISHED_START = 10
+_ADAPTIVE = {"weight_decay_factor": 3.0, "max_weight_decay": 243e-4, "extra_epochs": 0}
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,16 @@ class Config:
         start: Earliest epoch, counted from 0, whose genotype can be the result of an ended search;
             None is the published share, 10 of 50.
         norm: Statistics of the batch norms.
+        then: "end" is DARTS-ES: the search ends, and its result is the genotype of the earlier of
+            the two means. "regularize" is DARTS-ADA: it goes back to the state of that epoch and
+            goes on from there with more weight decay.
+        weight_decay_factor: What the weight decay is multiplied by each time; None is 3.
+        max_weight_decay: It never exceeds this, and a search at the limit goes on to its end; None
+            is 0.0243.
+        extra_epochs: Epochs further back; None is 0.
 
     Raises:
-        ValueError: A value is out of range.
+        ValueError: A value is out of range, or belongs to "regularize" and has no effect.
     """
 
     factor: float = 1.3
@@ -42,6 +50,10 @@ class Config:
     every: int | None = None
     start: int | None = None
     norm: Literal["batch", "running"] = "batch"
+    then: Literal["end", "regularize"] = "end"
+    weight_decay_factor: float | None = None
+    max_weight_decay: float | None = None
+    extra_epochs: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.factor < float("inf"):
@@ -52,6 +64,19 @@ class Config:
                 raise ValueError(f"{name} must be >= 1, got {value!r}.")
         if self.start is not None and self.start < 0:
             raise ValueError(f"start must be >= 0, got {self.start!r}.")
+        for name in ("weight_decay_factor", "max_weight_decay", "extra_epochs"):
+            if self.then == "end" and getattr(self, name) is not None:
+                raise ValueError(f"{name} has no effect with then: end.")
+        if self.weight_decay_factor is not None and not 1 < self.weight_decay_factor < float("inf"):
+            raise ValueError(
+                f"weight_decay_factor must be > 1 and finite, got {self.weight_decay_factor!r}."
+            )
+        if self.max_weight_decay is not None and not 0 < self.max_weight_decay < float("inf"):
+            raise ValueError(
+                f"max_weight_decay must be > 0 and finite, got {self.max_weight_decay!r}."
+            )
+        if self.extra_epochs is not None and self.extra_epochs < 0:
+            raise ValueError(f"extra_epochs must be >= 0, got {self.extra_epochs!r}.")
 
 
 def every(config: Config, epochs: int) -> int:
@@ -98,12 +123,39 @@ def verdict(
     return {"eigenvalue_growth": growth}, target if ends else None
 
 
+def go_back(config: Config) -> GoBack | None:
+    """Return how a search is taken back; None where it ends instead.
+
+    Source:
+        Zela et al., ICLR 2020, and their code (src/search/train_search.py, early_stop 3; defaults
+        of src/search/args.py: factor 3, limit 243e-4, no extra epochs; its script of DARTS-ADA has
+        10 and 0.03). The state is that after the named epoch, measurements later than it are
+        forgotten, the generators go on. Differs in the virtual step of a second-order gradient: it
+        has the weight decay of the weight step, while in their code it stays one factor behind.
+    """
+    if config.then == "end":
+        return None
+    chosen = {
+        name: default if getattr(config, name) is None else getattr(config, name)
+        for name, default in _ADAPTIVE.items()
+    }
+
+    def reach(epochs: int) -> int:
+        return (config.window // 2 + config.delta) * every(config, epochs)
+
+    return GoBack(
+        chosen["weight_decay_factor"],
+        chosen["max_weight_decay"],
+        int(chosen["extra_epochs"]),
+        reach,
+    )
+
+
 def build(config: Config) -> EarlyStop:
     """Return the rule.
 
     It measures the exact joint Hessian on the first validation batch; the authors' code takes the
-    last batch of a reshuffled split. Their ADA, which goes back to an earlier state with a larger
-    weight decay, is not part of it.
+    last batch of a reshuffled split.
     """
     hessian = Hessian(every=1, norm=config.norm)
     return EarlyStop(
@@ -113,4 +165,5 @@ def build(config: Config) -> EarlyStop:
         ],
         verdict=partial(verdict, config=config),
         name="early_stop_eigenvalue",
+        go_back=go_back(config),
     )
