@@ -202,12 +202,18 @@ class Monitor:
         replace_file(self.study.progress, text.encode())
 
     def _left(self) -> float | None:
-        """Estimate the seconds left from the epochs that this run has done so far."""
+        """Estimate the seconds left from the epochs that this run has done so far.
+
+        None where there is nothing to estimate by: no epoch yet, or rows that run more of them than
+        was planned.
+        """
         if not self.ran:
             return None
         done = sum(self.epochs.get(key, 0) for key in self.keys if key not in self.statuses)
         open_rows = max(0, self.total - len(self.statuses))
-        left = max(0, open_rows * self.epochs_per_row - done)
+        left = open_rows * self.epochs_per_row - done
+        if left < 0 or (left == 0 and open_rows):
+            return None
         return (time.time() - self.stage_started) / self.ran * left
 
 

@@ -152,8 +152,7 @@ class _Driver:
         After that neither this process nor a worker ever waits for MLflow.
         """
         if preparing is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                preparing.wait(STORE_PATIENCE_S)
+            tracking.wait_a_while(preparing, STORE_PATIENCE_S)
         notice = tracking.store_notice(self.study.root)
         if notice:
             self.reporter.message(notice)
@@ -169,9 +168,7 @@ class _Driver:
 
     def _await(self, drain: subprocess.Popen[bytes]) -> None:
         """Wait for MLflow to show all of the study, but not for long."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            drain.wait(DRAIN_PATIENCE_S)
-        if drain.returncode != 0:
+        if not tracking.wait_a_while(drain, DRAIN_PATIENCE_S):
             self.reporter.message(
                 "MLflow has not got everything yet; nothing is lost. When it can be reached: "
                 f"nas sync {self.study.name}"

@@ -132,6 +132,19 @@ def start_preparing(study: Study, uri: str) -> subprocess.Popen[bytes] | None:
     return _start(study, ["-c", code, uri])
 
 
+def wait_a_while(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Return whether a process ends well within so long; one that does not goes on by itself."""
+    try:
+        return process.wait(seconds) == 0
+    except subprocess.TimeoutExpired:
+        _GOING_ON.append(process)
+        return False
+
+
+_GOING_ON: list[subprocess.Popen[bytes]] = []
+"""Processes that nobody waits for any more; Python would warn of one that is merely dropped."""
+
+
 def _start(study: Study, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     study.logs.mkdir(parents=True, exist_ok=True)
     package = os.fspath(Path(__file__).resolve().parents[1])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -278,6 +279,22 @@ def test_half_made_and_foreign_files_are_no_store(tmp_path: Path) -> None:
     file.write_bytes(b"no database at all" * 100)
     assert not has_tables(uri)
     assert not has_tables("postgresql://nobody@127.0.0.1/none")
+
+
+def test_a_process_that_takes_long_is_left_to_itself_without_a_warning() -> None:
+    quick = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    assert not tracking.wait_a_while(quick, 60)
+    assert tracking.wait_a_while(subprocess.Popen([sys.executable, "-c", ""]), 60)
+    script = "import sys; sys.stdin.read()"
+    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    stdin, pid = process.stdin, process.pid
+    assert not tracking.wait_a_while(process, 0.01)
+    del process
+    gc.collect()  # a warning here would fail the test
+    os.kill(pid, 0)  # and it is there
+    stdin.close()
+    tracking._GOING_ON.pop().wait(60)
 
 
 class RayStartsError(Exception):
