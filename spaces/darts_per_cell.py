@@ -134,7 +134,7 @@ class DartsPerCell(Space):
         The strength of an edge is its largest op weight other than that of `none`; ties go to the
         lower index, of edges as of operations.
         """
-        return darts_cells.choose_cell(name, self.operations[name], op_weights)
+        return darts_cells.choose_cell(name, self.topology(name), op_weights)
 
     def check(self, genotype: Genotype) -> None:
         """Raise SpaceError, with what is wrong, where a genotype is not one of this space.

@@ -109,8 +109,7 @@ def one_hot(space: Space, genotype: Genotype, like: OpWeights) -> OpWeights:
     for name, shape in space.alpha_shapes().items():
         op_weights[name] = torch.zeros(shape, dtype=like[name].dtype, device=like[name].device)
         for edge in genotype.cell(name).edges:
-            row = space.edges[name].index((edge.source, edge.target))
-            op_weights[name][row, space.operations[name].index(edge.operation)] = 1.0
+            op_weights[name][space.place_of(name, edge)] = 1.0
     return op_weights
 
 
@@ -125,8 +124,10 @@ def alone(space: Space, genotype: Genotype, whole: Mixture) -> Mixture:
         return Mixture(op_weights)
     edges = {}
     for name, matrix in op_weights.items():
-        works = torch.tensor([op != NONE for op in space.operations[name]], device=matrix.device)
-        edges[name] = (matrix * works).sum(dim=-1)
+        works = [
+            [op != NONE for op in space.operations_of(name, edge)] for edge in range(len(matrix))
+        ]
+        edges[name] = (matrix * torch.tensor(works, device=matrix.device)).sum(dim=-1)
     return Mixture(op_weights, edges)
 
 

@@ -110,8 +110,10 @@ class Training:
         self.network.eval()
         dtype = DTYPES[self.settings.precision]
         sums = torch.zeros(2, dtype=torch.float64, device=self._device)
+        # Only a genotype with noise draws; every evaluation draws equally.
+        generator = torch.Generator(device=self._device).manual_seed(0)
         for batch, labels in full_pass(images, self.settings.batch_size, dtype):
-            logits, _ = self.network(batch)
+            logits, _ = self.network(batch, generator=generator)
             sums[0] += F.cross_entropy(logits, labels, reduction="sum")
             sums[1] += (logits.argmax(dim=1) == labels).sum()
         loss, accuracy = (sums / len(images)).tolist()

@@ -66,7 +66,7 @@ def network_cost(
     images = torch.zeros(1, in_channels, image_size, image_size)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        network(images)
+        network(images, generator=torch.Generator())
     # The counter counts a multiply-add as two operations.
     params = sum(weight.numel() for weight in network.parameters())
     return Cost(params=params, macs=counter.get_total_flops() // 2)

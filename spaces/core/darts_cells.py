@@ -29,8 +29,15 @@ _STEM_MULTIPLIER = 3
 
 def topology(name: str, num_ops: int) -> CellTopology:
     """Return the cell of 4 nodes and 14 edges, with 8 operations or the last 7, without `none`."""
-    operations = _OPERATIONS[-num_ops:]
-    return CellTopology(name, 2, _EDGES, operations, tuple(_NODES), pool_norm=True)
+    return topology_of(name, _OPERATIONS[-num_ops:])
+
+
+def topology_of(
+    name: str, operations: Sequence[str], by_edge: Sequence[tuple[str, ...]] | None = None
+) -> CellTopology:
+    """Return the cell of 4 nodes and 14 edges with other candidates, of all edges or of each."""
+    own = None if by_edge is None else tuple(by_edge)
+    return CellTopology(name, 2, _EDGES, tuple(operations), tuple(_NODES), True, own)
 
 
 def selectable(operations: Sequence[str]) -> list[int]:
@@ -38,7 +45,7 @@ def selectable(operations: Sequence[str]) -> list[int]:
     return [index for index, operation in enumerate(operations) if operation != NONE]
 
 
-def choose_cell(name: str, operations: Sequence[str], op_weights: Tensor) -> Cell:
+def choose_cell(name: str, topology: CellTopology, op_weights: Tensor) -> Cell:
     """Keep the two strongest edges into every node, each with its strongest operation.
 
     The strength of an edge is its largest op weight other than that of `none`; ties go to the
@@ -46,10 +53,10 @@ def choose_cell(name: str, operations: Sequence[str], op_weights: Tensor) -> Cel
 
     Args:
         name: Cell type.
-        operations: Candidate operations, the columns of the op weights.
+        topology: Whose candidate operations the columns of the op weights are.
         op_weights: `(num_edges, num_ops)`; only their order matters.
     """
-    columns = selectable(operations)
+    columns = selectable(topology.of_edge(0))  # `none` is a candidate of all edges or of none
     strength, best = op_weights[:, columns].max(1)
     # argmax, unlike max, is documented to return the first of several maxima.
     best = op_weights[:, columns].argmax(1)
@@ -58,7 +65,7 @@ def choose_cell(name: str, operations: Sequence[str], op_weights: Tensor) -> Cel
     for node in _NODES:
         rows = [row for row, (_, target) in enumerate(_EDGES) if target == node]
         for row in sorted(rows, key=lambda row: (-strengths[row], row))[:2]:
-            operation = operations[columns[int(best[row])]]
+            operation = topology.of_edge(row)[columns[int(best[row])]]
             kept.append(EdgeChoice(*_EDGES[row], operation))
     return Cell(name, tuple(kept), tuple(_NODES))
 

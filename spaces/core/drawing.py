@@ -48,6 +48,7 @@ _STYLES: Mapping[str, _Style] = {
     "skip_connect": _Style("skip", "#7b8794", (1.2, 1.6)),
     "max_pool_3x3": _Style("max pool 3×3", "#2e9e6b", (4.0, 1.8)),
     "avg_pool_3x3": _Style("avg pool 3×3", "#14a3b8", (4.0, 1.8)),
+    "noise": _Style("noise", "#b8860b", (1.2, 1.6)),
     "nor_conv_1x1": _Style("conv 1×1", "#e8912d"),
     "nor_conv_3x3": _Style("conv 3×3", "#2f6fdb"),
     "sep_conv_3x3": _Style("sep conv 3×3", "#2f6fdb"),

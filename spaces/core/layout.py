@@ -13,9 +13,12 @@ class CellTopology:
         name: Cell type.
         num_inputs: Number of input nodes, which come first.
         edges: (source, target) of every edge: the rows of the op weights.
-        operations: Candidate operations: the columns of the op weights.
+        operations: Candidate operations: the columns of the op weights; where edges have candidates
+            of their own, all that any edge has.
         concat: Nodes whose outputs are concatenated into the cell's output.
         pool_norm: Whether a pooling candidate of the supernet is followed by a batch norm.
+        by_edge: For every edge the candidate operations it has, equally many; None is the same for
+            all.
     """
 
     name: str
@@ -24,6 +27,16 @@ class CellTopology:
     operations: tuple[str, ...]
     concat: tuple[int, ...]
     pool_norm: bool
+    by_edge: tuple[tuple[str, ...], ...] | None = None
+
+    def of_edge(self, row: int) -> tuple[str, ...]:
+        """Return the candidate operations of an edge: the columns of its row of op weights."""
+        return self.operations if self.by_edge is None else self.by_edge[row]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (num_edges, num_ops): the shape of the op weights."""
+        return len(self.edges), len(self.of_edge(0))
 
     @property
     def num_nodes(self) -> int:

@@ -13,7 +13,7 @@ from spaces.core.errors import SpaceError
 from spaces.core.layers import Source, from_phases
 from spaces.core.layout import CellLayer, CellTopology
 from spaces.core.mixture import Norm, Structure
-from spaces.core.source_mix import EdgeOutputs, EdgeScales, SkipDropout, SourceMix
+from spaces.core.source_mix import NO_DRAWS, Draws, EdgeOutputs, EdgeScales, SourceMix
 from spaces.core.weighted_sum import weighted_sum
 
 
@@ -36,7 +36,7 @@ class MixedCell(nn.Module):
             rows = [row for row, (source, _) in enumerate(topology.edges) if source == node]
             if rows:
                 mix = SourceMix(
-                    topology.operations,
+                    [topology.of_edge(row) for row in rows],
                     rows,
                     self.mixed_channels,
                     stride=layer.stride if node < topology.num_inputs else 1,
@@ -49,7 +49,7 @@ class MixedCell(nn.Module):
         inputs: Sequence[Source],
         scales: Sequence[EdgeScales],
         norm: Norm,
-        dropout: SkipDropout | None = None,
+        draws: Draws = NO_DRAWS,
     ) -> Tensor:
         """Run the cell.
 
@@ -57,7 +57,7 @@ class MixedCell(nn.Module):
             inputs: Input nodes, each `(B, C, H, W)`.
             scales: What every edge is mixed by, at the channels that operations see.
             norm: Which batch-norm statistics.
-            dropout: Of skip connections; they draw source by source, in the order of nodes.
+            draws: What is random; edges draw source by source, in the order of nodes.
 
         Returns:
             Concatenation of the output nodes, `(B, out_channels, H', W')`.
@@ -80,7 +80,7 @@ class MixedCell(nn.Module):
                         into.plain.append(bypass)
                     else:
                         into.weighted.append((weight, bypass))
-            for row, outputs in zip(mix.rows, mix(source, scales, norm, dropout), strict=True):
+            for row, outputs in zip(mix.rows, mix(source, scales, norm, draws), strict=True):
                 arriving[self.topology.edges[row][1]].extend(outputs)
         outputs = [nodes[node].raw for node in self.topology.concat]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)

@@ -11,7 +11,7 @@ from spaces.core.genotype import NONE, Cell, Genotype
 from spaces.core.layers import Source
 from spaces.core.layout import CellLayer, Layout
 from spaces.core.mixture import Norm
-from spaces.core.operations import Skip, build_operation
+from spaces.core.operations import Noise, Skip, build_operation
 from spaces.core.trunk import Trunk
 
 
@@ -47,7 +47,11 @@ class DiscreteCell(nn.Module):
             for edge, operation in zip(self.edges, self.operations, strict=True):
                 if edge.target != node:
                     continue
-                output = operation(nodes[edge.source], norm)
+                source = nodes[edge.source]
+                if isinstance(operation, Noise):
+                    output = operation(source, norm, generator)
+                else:
+                    output = operation(source, norm)
                 if drop_path > 0 and not isinstance(operation, Skip):
                     output = drop_samples(output, drop_path, generator)
                 total = output if total is None else total + output
@@ -102,7 +106,8 @@ class Network(nn.Module):
             images: `(B, in_channels, H, W)`.
             drop_path: Probability of dropping a path for a sample, in [0, 1). Skip connections that
                 keep their input as it is are never dropped. Only in training.
-            generator: Source of that randomness, on the device of the images.
+            generator: Source of that randomness, on the device of the images; genotypes with noise
+                need it in evaluation too.
 
         Returns:
             Logits `(B, num_classes)` and, in training a network that has one, the logits of the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,7 +19,8 @@ from spaces.core.layers import (
 )
 from spaces.core.mixture import Norm
 
-PARAMETER_FREE = frozenset({"none", "skip_connect", "max_pool_3x3", "avg_pool_3x3"})
+NOISE = "noise"
+PARAMETER_FREE = frozenset({"none", NOISE, "skip_connect", "max_pool_3x3", "avg_pool_3x3"})
 
 
 class Skip(nn.Module):
@@ -40,6 +42,41 @@ class Pool(nn.Module):
     def forward(self, source: Source, norm: Norm) -> Tensor:  # noqa: ARG002 (one call for all)
         """Return the pooled source, `(B, C, H', W')`."""
         return pool(source.raw, self.kind, self.stride)
+
+
+class Noise(nn.Module):
+    """Standard normal noise in place of the source, drawn anew in every pass, in evaluation too.
+
+    Source:
+        Zela et al., ICLR 2020, and their code (src/operations.py, NoiseOp).
+    """
+
+    def __init__(self, *, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(
+        self,
+        source: Source,
+        norm: Norm,  # noqa: ARG002 (one call for all)
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return noise of the size of the source at the stride, `(B, C, H', W')`."""
+        return noise_like(source.raw[:, :, :: self.stride, :: self.stride], generator)
+
+
+def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return standard normal noise like `x`, `(B, C, H, W)`, in channels_last.
+
+    Raises:
+        SpaceError: There is no generator: the global one is never drawn from.
+    """
+    if generator is None:
+        raise SpaceError(f"The operation '{NOISE}' needs a generator, got None.")
+    batch, channels, height, width = x.shape
+    shape = (batch, height, width, channels)  # channels_last, like the images
+    draws = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
+    return draws.permute(0, 3, 1, 2)
 
 
 class DepthwiseStage(nn.Module):
@@ -127,6 +164,7 @@ _BUILDERS: Mapping[str, Callable[[int, int, bool], nn.Module]] = {
     "skip_connect": _skip,
     "max_pool_3x3": lambda _, stride, __: Pool("max_pool_3x3", stride=stride),
     "avg_pool_3x3": lambda _, stride, __: Pool("avg_pool_3x3", stride=stride),
+    NOISE: lambda _, stride, __: Noise(stride=stride),
     "nor_conv_1x1": lambda c, stride, a: ConvNorm(c, c, 1, stride=stride, affine=a),
     "nor_conv_3x3": lambda c, stride, a: ConvNorm(c, c, 3, stride=stride, affine=a),
     "sep_conv_3x3": lambda c, stride, a: SeparableConv(c, 3, stride=stride, affine=a),

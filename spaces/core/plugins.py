@@ -423,8 +423,10 @@ def _read(kind: str, module: str, path: Path, _mtime_ns: int) -> tuple[PluginInf
     except (SyntaxError, UnicodeDecodeError) as error:
         raise UnknownPluginError(f"{path} is no readable Python file: {error}") from error
     constants = _constants(tree)
-    names = constants.get("EXPORTS", (path.stem,))
     summary = (ast.get_docstring(tree) or path.stem).splitlines()[0]
+    exports = constants.get("EXPORTS", (path.stem,))
+    # Several names may have a summary each: {"name": "what it is"}.
+    summaries = exports if isinstance(exports, Mapping) else dict.fromkeys(exports, summary)
     own = _config_class(tree, path)
     if own is None:
         return ()
@@ -434,7 +436,7 @@ def _read(kind: str, module: str, path: Path, _mtime_ns: int) -> tuple[PluginInf
         PluginInfo(
             name=name,
             kind=kind,
-            summary=summary,
+            summary=own_summary,
             source=str(constants.get("SOURCE", "")),
             results_version=int(constants.get("RESULTS_VERSION", 1)),
             path=path,
@@ -443,7 +445,7 @@ def _read(kind: str, module: str, path: Path, _mtime_ns: int) -> tuple[PluginInf
             own=own,
             provides=provides,
         )
-        for name in names
+        for name, own_summary in summaries.items()
     )
 
 

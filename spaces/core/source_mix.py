@@ -10,9 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from spaces.core.errors import SpaceError
 from spaces.core.layers import BatchNorm, ConvNorm, FactorizedReduce, Source
 from spaces.core.mixture import Norm
-from spaces.core.operations import DilatedConv, build_operation, is_pool, pool
+from spaces.core.operations import NOISE, DilatedConv, build_operation, is_pool, noise_like, pool
 
 _DENSE = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 
@@ -43,23 +44,26 @@ class EdgeScales:
 
 
 @dataclass(frozen=True)
-class SkipDropout:
-    """Dropout of the entries of skip connections.
+class Draws:
+    """All that is random in a pass.
 
     Attributes:
-        probability: Of dropping an entry, (0, 1).
-        generator: Source of the randomness, on the device of the images.
+        generator: Source of the randomness, on the device of the images; None where there is none.
+        skip_dropout: Probability of dropping an entry of a skip connection, [0, 1).
     """
 
-    probability: float
-    generator: torch.Generator
+    generator: torch.Generator | None
+    skip_dropout: float = 0.0
 
     def drop(self, x: Tensor) -> Tensor:
         """Return `x`, `(B, C, H, W)`, with random entries zeroed and none rescaled."""
         batch, channels, height, width = x.shape
         shape = (batch, height, width, channels)  # channels_last, like the images
         draws = torch.rand(shape, generator=self.generator, device=x.device)
-        return x.masked_fill((draws < self.probability).permute(0, 3, 1, 2), 0.0)
+        return x.masked_fill((draws < self.skip_dropout).permute(0, 3, 1, 2), 0.0)
+
+
+NO_DRAWS = Draws(None)
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,8 @@ class SourceMix(nn.Module):
     """All candidate operations of all edges that leave one node.
 
     Args:
-        operations: Candidate operations, the columns of the op weights.
-        rows: Rows of the op weights, one for each edge that leaves the node.
+        operations: Candidate operations of each edge that leaves the node: the columns of its row.
+        rows: Rows of the op weights, one for each of these edges.
         channels: Channels of a node that the operations see.
         stride: 1 or 2.
         pool_norm: Whether pooling is followed by a batch norm.
@@ -96,7 +100,7 @@ class SourceMix(nn.Module):
 
     def __init__(
         self,
-        operations: Sequence[str],
+        operations: Sequence[Sequence[str]],
         rows: Sequence[int],
         channels: int,
         *,
@@ -107,9 +111,15 @@ class SourceMix(nn.Module):
         self.rows = tuple(rows)
         self.channels = channels
         self.stride = stride
-        self.operations = tuple(operations)
-        self.pools = tuple(name for name in operations if is_pool(name))
-        self.skips = stride == 1 and "skip_connect" in operations
+        self.operations = tuple(tuple(names) for names in operations)
+        # Those that any edge has, in the order in which they come, with the edges that have it:
+        # their index, and its column in their rows.
+        self.candidates: dict[str, list[tuple[int, int]]] = {}
+        for index, names in enumerate(operations):
+            for column, name in enumerate(names):
+                self.candidates.setdefault(name, []).append((index, column))
+        self.pools = tuple(name for name in self.candidates if is_pool(name))
+        self.skips = stride == 1 and "skip_connect" in self.candidates
         self.pool_norms = nn.ModuleDict(
             {name: BatchNorm(channels, affine=False) for name in self.pools if pool_norm}
         )
@@ -119,16 +129,22 @@ class SourceMix(nn.Module):
                     channels, len(self.rows) * channels, kernel, stride=stride, affine=False
                 )
                 for name, kernel in _DENSE.items()
-                if name in operations
+                if name in self.candidates
             }
         )
-        shared = {"none", *self.pools, *self.dense, *(["skip_connect"] * self.skips)}
+        if any(len(self.candidates[name]) < len(self.rows) for name in self.dense):
+            raise SpaceError(
+                f"All edges that leave a node must have {', '.join(self.dense)} if one of them has."
+            )
+        shared = {"none", NOISE, *self.pools, *self.dense, *(["skip_connect"] * self.skips)}
         self.edge_operations = nn.ModuleDict(
             {
                 name: nn.ModuleList(
-                    build_operation(name, channels, stride=stride, affine=False) for _ in self.rows
+                    build_operation(name, channels, stride=stride, affine=False)
+                    for names in operations
+                    if name in names
                 )
-                for name in operations
+                for name in self.candidates
                 if name not in shared
             }
         )
@@ -145,7 +161,7 @@ class SourceMix(nn.Module):
         source: Source,
         scales: Sequence[EdgeScales],
         norm: Norm,
-        dropout: SkipDropout | None = None,
+        draws: Draws = NO_DRAWS,
     ) -> list[EdgeOutputs]:
         """Return the outputs of each edge.
 
@@ -153,11 +169,12 @@ class SourceMix(nn.Module):
             source: The node.
             scales: Of every edge of the cell.
             norm: Which batch-norm statistics.
-            dropout: Of skip connections; edges draw in the order of `rows`.
+            draws: Edges draw in the order of `rows`: noise first, then the dropout of skips.
         """
         mine = [scales[row] for row in self.rows]
         outputs = [EdgeOutputs() for _ in mine]
-        self._run_linear(source, mine, norm, outputs, dropout)
+        self._run_noise(source, mine, outputs, draws)
+        self._run_linear(source, mine, norm, outputs, draws)
         self._run_dense(source, mine, norm, outputs)
         self._run_edge_operations(source, mine, norm, outputs)
         for index, (into, scale) in enumerate(zip(outputs, mine, strict=True)):
@@ -178,7 +195,7 @@ class SourceMix(nn.Module):
     ) -> None:
         wide: Tensor | None = None
         for name, convolution in self.dense.items():
-            column = self.operations.index(name)
+            column = self.operations[0].index(name)
             for start, stop in _runs([scale.runs(column) for scale in mine]):
                 scale = torch.cat([scale.vectors[column] for scale in mine[start:stop]])
                 if stop - start == len(mine):
@@ -203,9 +220,9 @@ class SourceMix(nn.Module):
         outputs: Sequence[EdgeOutputs],
     ) -> None:
         for name in self.edge_operations:
-            column = self.operations.index(name)
             operations = cast(nn.ModuleList, self.edge_operations[name])
-            for into, scale, operation in zip(outputs, mine, operations, strict=True):
+            for (index, column), operation in zip(self.candidates[name], operations, strict=True):
+                into, scale = outputs[index], mine[index]
                 if not scale.runs(column):
                     continue
                 vector = scale.vectors[column]
@@ -214,28 +231,40 @@ class SourceMix(nn.Module):
                 else:
                     into.plain.append(operation(source, norm, vector))
 
+    def _run_noise(
+        self,
+        source: Source,
+        mine: Sequence[EdgeScales],
+        outputs: Sequence[EdgeOutputs],
+        draws: Draws,
+    ) -> None:
+        like = source.raw[:, :, :: self.stride, :: self.stride]
+        for index, column in self.candidates.get(NOISE, ()):
+            if mine[index].runs(column):
+                drawn = noise_like(like, draws.generator)
+                outputs[index].weighted.append((mine[index].scalars[column], drawn))
+
     def _run_linear(
         self,
         source: Source,
         mine: Sequence[EdgeScales],
         norm: Norm,
         outputs: Sequence[EdgeOutputs],
-        dropout: SkipDropout | None,
+        draws: Draws,
     ) -> None:
         # Pools and the skip are the same on all edges, which only have to weigh them.
         for name in (*self.pools, *(["skip_connect"] * self.skips)):
-            column = self.operations.index(name)
-            taking = [index for index, scale in enumerate(mine) if scale.runs(column)]
+            taking = [pair for pair in self.candidates[name] if mine[pair[0]].runs(pair[1])]
             if not taking:
                 continue
             feature = source.raw if name == "skip_connect" else pool(source.raw, name, self.stride)
             if name in self.pool_norms:
                 feature = self.pool_norms[name](feature, norm)
-            for index in taking:
+            for index, column in taking:
                 scalar = mine[index].scalars[column]
-                if name == "skip_connect" and dropout is not None:
-                    kept = scalar / (1.0 - dropout.probability)
-                    outputs[index].weighted.append((kept, dropout.drop(feature)))
+                if name == "skip_connect" and draws.skip_dropout > 0:
+                    kept = scalar / (1.0 - draws.skip_dropout)
+                    outputs[index].weighted.append((kept, draws.drop(feature)))
                 else:
                     outputs[index].weighted.append((scalar, feature))
 

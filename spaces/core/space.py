@@ -46,7 +46,8 @@ class Space(ABC):
         name: Name of the plug-in.
         config: Its settings.
         cell_types: Names of the cell types, in the order of a genotype's cells.
-        operations: By cell type, the candidate operations: columns of the op weights.
+        operations: By cell type, the candidate operations: columns of the op weights, unless edges
+            have candidates of their own; `operations_of` tells those of an edge.
         edges: By cell type, (source, target) of every edge: rows of the op weights.
         evaluation: Size of the published evaluation network.
         has_auxiliary: Whether its networks can have an auxiliary head.
@@ -63,17 +64,31 @@ class Space(ABC):
         self.name = name
         self.config = config
         self.topologies = topologies
+        self._topology = {topology.name: topology for topology in topologies}
         self.cell_types = tuple(topology.name for topology in topologies)
         self.operations = {topology.name: topology.operations for topology in topologies}
         self.edges = {topology.name: topology.edges for topology in topologies}
 
     def alpha_shapes(self) -> dict[str, tuple[int, int]]:
         """Return (num_edges, num_ops) of every cell type."""
-        return {name: (len(self.edges[name]), len(self.operations[name])) for name in self.edges}
+        return {topology.name: topology.shape for topology in self.topologies}
+
+    def topology(self, name: str) -> CellTopology:
+        """Return the description of a cell type."""
+        return self._topology[name]
+
+    def operations_of(self, name: str, edge: int) -> tuple[str, ...]:
+        """Return the candidate operations of an edge of a cell type: the columns of its row."""
+        return self._topology[name].of_edge(edge)
+
+    def place_of(self, name: str, choice: EdgeChoice) -> tuple[int, int]:
+        """Return row and column, in the op weights of a cell type, of a kept edge's operation."""
+        row = self.edges[name].index((choice.source, choice.target))
+        return row, self.operations_of(name, row).index(choice.operation)
 
     def selectable(self, name: str) -> list[int]:
         """Return the columns of a cell type's operations that a genotype can have on an edge."""
-        return list(range(len(self.operations[name])))
+        return list(range(self._topology[name].shape[1]))
 
     def normal_cells(self, genotype: Genotype) -> tuple[Cell, ...]:
         """Return the cells by which a search is judged to have collapsed: those of the first type.
@@ -280,10 +295,13 @@ class Space(ABC):
             raise SpaceError(
                 f"Cell '{name}' of '{self.name}' has no edge {edge.source} -> {edge.target}."
             )
-        operations = self.operations[name]
+        operations = self.operations_of(name, self.edges[name].index((edge.source, edge.target)))
         if edge.operation not in operations:
+            where = f"Cell '{name}' of '{self.name}'"
+            if self._topology[name].by_edge is not None:
+                where = f"Edge {edge.source} -> {edge.target} of cell '{name}' of '{self.name}'"
             raise SpaceError(
-                f"Cell '{name}' of '{self.name}' has no operation '{edge.operation}'; it has "
+                f"{where} has no operation '{edge.operation}'; it has "
                 f"{', '.join(operations)}.{near_miss(edge.operation, operations)}"
             )
 

@@ -21,7 +21,7 @@ from spaces.core.layers import Source
 from spaces.core.layout import CellLayer, CellTopology, Layout
 from spaces.core.mixed_cell import MixedCell
 from spaces.core.mixture import PLAIN, Mixture, Norm, Structure
-from spaces.core.source_mix import EdgeScales, SkipDropout, SourceMix
+from spaces.core.source_mix import Draws, EdgeScales, SourceMix
 from spaces.core.trunk import Trunk
 
 
@@ -143,11 +143,10 @@ class Supernet(nn.Module):
                 or there is no such `norm`.
         """
         self._check(mixture, norm)
-        dropout: SkipDropout | None = None
-        if mixture.skip_dropout > 0 and norm != "running":
-            if generator is None:
-                raise SpaceError("A mixture with skip_dropout needs a generator, got None.")
-            dropout = SkipDropout(mixture.skip_dropout, generator)
+        share = mixture.skip_dropout if norm != "running" else 0.0
+        if share > 0 and generator is None:
+            raise SpaceError("A mixture with skip_dropout needs a generator, got None.")
+        draws = Draws(generator, share)
         shared: dict[tuple[str, int], tuple[EdgeScales, ...]] = {}
         seen = dict.fromkeys(self.topologies, 0)
 
@@ -162,7 +161,7 @@ class Supernet(nn.Module):
                 if key not in shared:
                     shared[key] = _of_cell(mixture, name, place).scales(channels)
                 scales = shared[key]
-            return cell(inputs, scales, norm, dropout)
+            return cell(inputs, scales, norm, draws)
 
         return self.trunk(images, norm, run_cell)[0]
 
@@ -196,9 +195,7 @@ class Supernet(nn.Module):
         self, what: str, tensors: Mapping[str, Tensor], *, with_operations: bool
     ) -> None:
         for name, topology in self.topologies.items():
-            shape: tuple[int, ...] = (len(topology.edges),)
-            if with_operations:
-                shape = (*shape, len(topology.operations))
+            shape: tuple[int, ...] = topology.shape if with_operations else topology.shape[:1]
             if name not in tensors:
                 raise SpaceError(f"{what} must have the cell type '{name}', got {list(tensors)}.")
             got = tuple(tensors[name].shape)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spaces.core import plugins
-from tests.trainables.searches import SPACES, differences, flat, small_search, untimed
+from tests.trainables.searches import ODD_SPACES, SPACES, differences, flat, small_search, untimed
 from trainables.compose import build_method
 from trainables.method import Method, SearchPoint
 
@@ -190,7 +190,7 @@ def test_a_resumed_search_equals_the_uninterrupted_one(settings: dict[str, Any])
     [
         (settings, space)
         for settings in VARIANTS
-        for space in SPACES
+        for space in [*SPACES, *ODD_SPACES]
         if space == "nasbench201" or settings in PLAINEST
     ],
     ids=label,

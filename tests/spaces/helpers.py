@@ -29,7 +29,8 @@ def one_hot(space: Space, genotype: Genotype, dtype: torch.dtype) -> dict[str, t
         op_weights[name] = torch.zeros(shape, dtype=dtype)
         for edge in genotype.cell(name).edges:
             row = space.edges[name].index((edge.source, edge.target))
-            op_weights[name][row, space.operations[name].index(edge.operation)] = 1.0
+            column = space.operations_of(name, row).index(edge.operation)
+            op_weights[name][row, column] = 1.0
     return op_weights
 
 
@@ -76,5 +77,6 @@ def _state(mix: SourceMix, operation: str, position: int) -> dict[str, torch.Ten
         rows = slice(position * mix.channels, (position + 1) * mix.channels)
         return {name: value[rows] for name, value in mix.dense[operation].state_dict().items()}
     if operation in mix.edge_operations:
-        return mix.edge_operations[operation][position].state_dict()
+        index = sum(operation in names for names in mix.operations[:position])
+        return mix.edge_operations[operation][index].state_dict()
     return {}

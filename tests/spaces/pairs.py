@@ -73,7 +73,7 @@ def mixture_of(
     def draw(with_operations: bool) -> dict[str, Tensor]:
         values = {}
         for name, topology in engine.topologies.items():
-            shape = (len(topology.edges), len(topology.operations))[: 1 + with_operations]
+            shape = topology.shape[: 1 + with_operations]
             shape = (engine.num_cells[name], *shape) if per_cell else shape
             values[name] = torch.randn(shape, generator=generator, dtype=torch.float64)
         return values

@@ -110,7 +110,7 @@ class DartsCell(CellOfEdges):
         c: int,
         reduces: bool,
         shrunk: bool,
-        names: tuple[str, ...],
+        names: tuple[str, ...] | list[tuple[str, ...]],
         structure: Structure,
     ) -> None:
         super().__init__()
@@ -120,8 +120,10 @@ class DartsCell(CellOfEdges):
         self.pre1 = relu_conv_norm(c_last, c, 1, 1, False)
         self.edges = [(source, target) for target in range(2, 6) for source in range(target)]
         self.mixed = nn.ModuleList(
-            MixedOp(names, c, 2 if reduces and source < 2 else 1, True, structure)
-            for source, _ in self.edges
+            MixedOp(of_edge, c, 2 if reduces and source < 2 else 1, True, structure)
+            for (source, _), of_edge in zip(
+                self.edges, names if isinstance(names, list) else [names] * 14, strict=True
+            )
         )
 
     def forward(
@@ -138,7 +140,7 @@ class DartsReference(nn.Module):
         cells: int,
         in_channels: int,
         classes: int,
-        names: tuple[str, ...] = DARTS_OPS,
+        names: tuple[str, ...] | dict[str, list[tuple[str, ...]]] = DARTS_OPS,
         structure: Structure = PLAIN,
     ) -> None:
         super().__init__()
@@ -150,7 +152,9 @@ class DartsReference(nn.Module):
         for index in range(cells):
             reduces = index in (cells // 3, 2 * cells // 3)
             width = 2 * width if reduces else width
-            layers.append(DartsCell(before, last, width, reduces, shrunk, names, structure))
+            kind = "reduction" if reduces else "normal"
+            own = names[kind] if isinstance(names, dict) else names
+            layers.append(DartsCell(before, last, width, reduces, shrunk, own, structure))
             before, last, shrunk = last, 4 * width, reduces
         self.layers = nn.ModuleList(layers)
         self.classifier = nn.Linear(last, classes)
@@ -222,7 +226,8 @@ def copy_weights(engine: Supernet, reference: nn.Module) -> None:
 def _cell(name: str, ours: MixedCell, theirs: nn.Module) -> Iterator[Part]:
     for mix in ours.mixes:
         for position, row in enumerate(mix.rows):
-            for op_name, plain in zip(mix.operations, theirs.mixed[row].ops, strict=True):
+            names = mix.operations[position]
+            for op_name, plain in zip(names, theirs.mixed[row].ops, strict=True):
                 yield from _operation(f"{name}.{row}.{op_name}", mix, position, op_name, plain)
             if hasattr(mix, "auxiliary_skips"):
                 auxiliary = mix.auxiliary_skips[position]
@@ -240,7 +245,9 @@ def _operation(
         yield f"{name}.weight", block.convolution.weight, rows, plain[1].weight
         yield from _norm(name, block.batch_norm, plain[2], rows)
     elif op_name in mix.edge_operations:
-        ours = mix.edge_operations[op_name][position]
+        # The edges that have an operation hold its modules, in the order of the edges.
+        index = sum(op_name in names for names in mix.operations[:position])
+        ours = mix.edge_operations[op_name][index]
         if isinstance(plain, Halve):
             yield from _halve(name, ours, plain)
         elif op_name.startswith("dil"):

@@ -74,8 +74,8 @@ def operation(name: str, c: int, stride: int, pool_norm: bool) -> nn.Module:
         "max_pool_3x3": nn.MaxPool2d(3, stride, 1),
         "avg_pool_3x3": nn.AvgPool2d(3, stride, 1, count_include_pad=False),
     }
-    if name == "none":
-        return Zero(stride)
+    if name in ("none", "noise"):
+        return Zero(stride)  # noise is drawn by the cell, which gives it to its edges
     if name == "skip_connect":
         return nn.Identity() if stride == 1 else Halve(c, c)
     if name in pools:
@@ -110,7 +110,7 @@ class MixedOp(nn.Module):
         for index, (name, op) in enumerate(zip(self.names, self.ops, strict=True)):
             if not extras.active[index]:
                 continue
-            output = op(x[:, :seen])
+            output = extras.noise if name == "noise" else op(x[:, :seen])
             if name == "skip_connect" and extras.dropped is not None:
                 output = output * (~extras.dropped / (1.0 - extras.share))
             total = total + weights[index] * output
@@ -137,6 +137,7 @@ class EdgeExtras(NamedTuple):
     skip_scale: Tensor | float | None
     dropped: Tensor | None
     share: Tensor | None
+    noise: Tensor | None
 
 
 class CellOfEdges(nn.Module):
@@ -164,8 +165,11 @@ class CellOfEdges(nn.Module):
         edge_weights = own(mixture, "edge_weights", place, 1)
         offsets = own(mixture, "offsets", place, 1)
         per_edge: list[EdgeExtras] = [None] * len(self.edges)
-        # Skip connections draw source by source; all that draw have the size of the output.
-        for row in sorted(range(len(self.edges)), key=lambda row: self.edges[row]):
+        # Edges draw source by source, noise first; all that draw have the size of the output.
+        shape = nodes[0][:, :, :: self.stride, :: self.stride].shape
+        order = sorted(range(len(self.edges)), key=lambda row: self.edges[row])
+        noises = self.noises(order, shape, active, generator)
+        for row in order:
             op = self.mixed[row]
             on = [True] * len(op.names) if active is None else active[row].tolist()
             dropped = share = None
@@ -173,9 +177,10 @@ class CellOfEdges(nn.Module):
                 mixture.skip_dropout > 0
                 and self.training
                 and op.stride == 1
+                and "skip_connect" in op.names
                 and on[op.names.index("skip_connect")]
             ):
-                b, c, h, w = nodes[0][:, :, :: self.stride, :: self.stride].shape
+                b, c, h, w = shape
                 share = torch.tensor(mixture.skip_dropout, dtype=nodes[0].dtype)
                 draws = torch.rand(b, h, w, c // op.parts, generator=generator)
                 dropped = (draws < mixture.skip_dropout).permute(0, 3, 1, 2)
@@ -186,5 +191,24 @@ class CellOfEdges(nn.Module):
                 mixture.skip_scale,
                 dropped,
                 share,
+                noises.get(row),
             )
         return per_edge
+
+    def noises(
+        self,
+        order: list[int],
+        shape: torch.Size,
+        active: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> dict[int, Tensor]:
+        # No cell here has both noise and skips that are dropped, so that this may come first.
+        drawn = {}
+        for row in order:
+            names = self.mixed[row].names
+            if "noise" in names and (active is None or active[row][names.index("noise")]):
+                b, c, h, w = shape
+                parts = self.mixed[row].parts
+                noise = torch.randn(b, h, w, c // parts, generator=generator, dtype=torch.float64)
+                drawn[row] = noise.permute(0, 3, 1, 2)
+        return drawn

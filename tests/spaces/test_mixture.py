@@ -14,7 +14,7 @@ from spaces.core.layers import Source
 from spaces.core.layout import CellLayer
 from spaces.core.mixed_cell import MixedCell
 from spaces.core.mixture import PLAIN, Mixture, Norm, Structure
-from spaces.core.source_mix import SkipDropout
+from spaces.core.source_mix import Draws
 from spaces.core.supernet import CellMixture, Supernet
 from tests.spaces.helpers import space_of
 from tests.spaces.pairs import (
@@ -182,11 +182,11 @@ def test_skip_dropout_keeps_the_expectation() -> None:
     scales = CellMixture(op_weights, None, active, None, None).scales(2)
     x = torch.ones(20000, 2, 2, 2, dtype=torch.float64)
     exact = cell([Source(x)], scales, "batch")
-    out = cell([Source(x)], scales, "batch", SkipDropout(0.3, seeded()))
+    out = cell([Source(x)], scales, "batch", Draws(seeded(), 0.3))
     spread = out.std().item() / out.numel() ** 0.5
     assert abs(out.mean().item() - exact.mean().item()) < 4 * spread
     assert spread < 0.01 * exact.mean().item()
-    dropped = SkipDropout(0.3, seeded()).drop(x)
+    dropped = Draws(seeded(), 0.3).drop(x)
     assert (dropped == 0).double().mean().item() == pytest.approx(0.3, abs=0.005)
     assert set(dropped.unique().tolist()) == {0.0, 1.0}
 

@@ -102,7 +102,7 @@ def test_every_space_can_be_built_with_a_structure(name: str, structure: Structu
     shapes = space.alpha_shapes().items()
     op_weights = {n: torch.rand(s, generator=seeded(), requires_grad=True) for n, s in shapes}
     images = torch.randn(4, 1, 8, 8, generator=seeded())
-    logits = engine(images, Mixture(op_weights, skip_scale=scale))
+    logits = engine(images, Mixture(op_weights, skip_scale=scale), generator=seeded())
     assert logits.shape == (4, 4)
     logits.square().sum().backward()
     for weight_name, weight in engine.named_parameters():

@@ -20,6 +20,11 @@ SPACES: dict[str, dict[str, Any]] = {
     "darts": {"name": "darts", "channels": 2, "cells": 3},
     "darts_per_cell": {"name": "darts_per_cell", "channels": 2, "cells": 3},
 }
+ODD_SPACES: dict[str, dict[str, Any]] = {
+    "s1": {"name": "s1", "channels": 2, "cells": 3},
+    "s4": {"name": "s4", "channels": 2, "cells": 3},
+}
+"""Spaces of the same cells as `darts`, but with candidates of each edge, and with noise."""
 WIDER = {"channels": 20}
 """Of methods with partial channels: a multiple of 4 and 5, so that one size compares both."""
 
@@ -40,7 +45,7 @@ def small_search(
     """A search of three epochs of two steps, on 48 images of 8x8, with alphas that do move."""
     settings = {"epochs": 3, "batch_size": 12, "alpha_lr": 0.05} | search
     partial = hasattr(choose_plugin("methods", method)[1], "partial_channels")
-    size = SPACES[space] | (WIDER if partial else {})
+    size = (SPACES | ODD_SPACES)[space] | (WIDER if partial else {})
     return SearchTrial(space=size, dataset="tiny", method=method, search=settings, seed=seed)
 
 

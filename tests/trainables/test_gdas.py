@@ -238,7 +238,7 @@ def test_a_sampled_pass_runs_no_convolution_that_was_not_drawn() -> None:
     trial = small_search("gdas", space="darts", batch_size=6)
     ran: list[int] = []
     operations = [
-        (index, row, mix.operations.index(name), operation)
+        (index, row, mix.operations[0].index(name), operation)
         for index, cell in enumerate(trial._bilevel.supernet.trunk.layers)
         for mix in cell.mixes  # type: ignore[union-attr]
         for name, each in mix.edge_operations.items()  # type: ignore[union-attr]

@@ -95,7 +95,7 @@ def choose(space: Space, op_weights: OpWeights, *, config: Config) -> Genotype:
     kept = {}
     for name, matrix in op_weights.items():
         kept[name] = matrix
-        operations = space.operations[name]
+        operations = space.operations_of(name, 0)
         if NONE in operations and operations.index(NONE) in space.selectable(name):
             nothing = torch.zeros_like(matrix)
             nothing[:, operations.index(NONE)] = 1.0

@@ -111,20 +111,20 @@ def restrict_skips(space: Space, op_weights: Mapping[str, Tensor], *, max_skips:
     while True:
         genotype = space.discretize(left)
         for cell in space.normal_cells(genotype):
-            rows = _skip_rows(space, cell)
+            rows = _skips(space, cell)
             if len(rows) > max_skips:
-                column = space.operations[cell.name].index(space.skip_operation)
-                weakest = min(rows, key=lambda row: float(left[cell.name][row, column]))
+                weakest = min(rows, key=lambda place: float(left[cell.name][place]))
                 # Below everything that an edge can have: it is never chosen again.
-                left[cell.name][weakest, column] = -1.0
+                left[cell.name][weakest] = -1.0
                 break
         else:
             return genotype
 
 
-def _skip_rows(space: Space, cell: Cell) -> list[int]:
+def _skips(space: Space, cell: Cell) -> list[tuple[int, int]]:
+    # Row and column of the skip connections of a cell.
     return [
-        space.edges[cell.name].index((edge.source, edge.target))
+        space.place_of(cell.name, edge)
         for edge in cell.edges
         if edge.operation == space.skip_operation
     ]
