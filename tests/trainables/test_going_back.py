@@ -20,7 +20,8 @@ from trainables.watching import GoBack, descent
 pytestmark = pytest.mark.usefixtures("tiny_plugins")
 
 RULE = {"name": "eigenvalue", "window": 1, "delta": 2, "every": 1, "start": 0, "then": "regularize"}
-METHOD = {"name": "darts", "alpha_gradient": "unrolled", "early_stop": RULE}
+# It draws: after the way back the draws go on, they are not those of before.
+METHOD = {"name": "sdarts_rs", "alpha_gradient": "unrolled", "early_stop": RULE}
 CALM, JUMP = 1.0, 9.0
 DECAY = 3e-4
 
@@ -136,6 +137,24 @@ def test_what_was_taken_back_is_forgotten(measure: Any) -> None:
     # Epoch 1 again measures 9: compared with nothing. Epoch 2 has 1 against 1 of epoch 0. Epoch 3
     # has 9 against 9 of the second epoch 1, where the first would have been 1.
     assert [entry["schedule_epoch"] for entry in trial.curve] == [1, 2, 3, 2, 3, 4, 5, 6]
+    assert [entry["went_back"] for entry in trial.curve] == [0, 0, 1, 0, 0, 0, 0, 0]
+
+
+def test_the_virtual_step_has_the_weight_decay_of_the_weight_step(measure: Any) -> None:
+    measure(CALM, CALM, JUMP)
+    trial = made()
+    seen: list[float] = []
+    bilevel, plain = trial._bilevel, trial.method.alpha_gradient
+
+    def gradient(problem: Any, at: Any) -> Any:
+        seen.append(problem.weight_decay)
+        return plain(problem, at)
+
+    bilevel.method = replace(bilevel.method, alpha_gradient=gradient)
+    trial.run()
+    steps = trial.steps_per_epoch
+    assert seen[::steps] == [entry["weight_decay"] for entry in trial.curve]
+    assert len(set(seen)) == 2
 
 
 def test_it_is_resumed_bit_for_bit_at_every_epoch(measure: Any) -> None:
