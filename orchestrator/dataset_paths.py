@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.problems import Problems
 from spaces.core import plugins
+from trainables.official_files import prepare_command
 
 # A text setting of a dataset with one of these names is a path.
 PATH_SETTINGS = ("file", "folder", "path", "root", "test", "train")
@@ -65,12 +66,11 @@ def absolute_paths(
 
 
 def _download_hint(name: str, key: str, text: str) -> str:
-    """Say how to fetch a dataset whose module can, told by its source to import nothing."""
+    """Say how to get a dataset whose module can, told by its source to import nothing."""
     info = plugins.describe("datasets", name)
-    if "\ndef prepare(" not in info.path.read_text(encoding="utf-8"):
+    if key != "root" or "\ndef prepare(" not in info.path.read_text(encoding="utf-8"):
         return ""
-    call = f"d.prepare(d.Config({key}={text!r}))"
-    return f' To download it: python -c "import {info.module} as d; {call}"'
+    return f" To get it: {prepare_command(name, text)}"
 
 
 def _normal(path: Path) -> str:

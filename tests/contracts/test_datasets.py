@@ -12,19 +12,16 @@ import pytest
 import torch
 
 from spaces.core import plugins
-from tests.trainables.test_datasets import encoded, pictures, write, write_official_file
-from trainables.datasets import cifar10
+from tests.trainables.official import WRITERS
+from tests.trainables.test_datasets import encoded, pictures, write
 from trainables.errors import DataError
 from trainables.images import Batches
 
 
 def _settings(name: str, folder: Path) -> dict[str, Any]:
     """Return settings under which a shipped dataset can be read from `folder`."""
-    if name == "cifar10":
-        for names in cifar10.FILES.values():
-            for file in names:
-                pixels = pictures(10, 3072, seed=len(file))
-                write_official_file(folder / cifar10.FOLDER / file, pixels, list(range(10)))
+    if name in WRITERS:
+        WRITERS[name](folder)
         return {"root": str(folder)}
     if name == "parquet":
         labels = [0, 1, 2, 3] * 3
@@ -106,7 +103,18 @@ def test_plug_in_has_a_summary_and_a_source(name: str):
 
 def test_importing_datasets_imports_nothing_heavy():
     # A worker that waits, and a check of an experiment file, must not pay for these.
-    heavy = ["torch", "torchvision", "pyarrow", "PIL", "sklearn", "numpy", "ray", "mlflow", "yaml"]
+    heavy = [
+        "torch",
+        "torchvision",
+        "pyarrow",
+        "PIL",
+        "sklearn",
+        "scipy",
+        "numpy",
+        "ray",
+        "mlflow",
+        "yaml",
+    ]
     names = ", ".join(plugins.available("datasets"))
     code = (
         f"import sys; from trainables.datasets import {names}; "
