@@ -13,7 +13,7 @@ import torch
 
 from spaces.core import plugins
 from tests.trainables.official import WRITERS
-from tests.trainables.test_datasets import encoded, pictures, write
+from tests.trainables.test_datasets import encoded, pictures, png, write
 from trainables.errors import DataError
 from trainables.images import Batches
 
@@ -22,6 +22,13 @@ def _settings(name: str, folder: Path) -> dict[str, Any]:
     """Return settings under which a shipped dataset can be read from `folder`."""
     if name in WRITERS:
         WRITERS[name](folder)
+        return {"root": str(folder)}
+    if name == "image_folder":
+        for split in ("train", "test"):
+            for label, image in enumerate(pictures(10, 9, 9, seed=len(split))):
+                path = folder / split / f"class {label // 2}" / f"{label}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(png(image))
         return {"root": str(folder)}
     if name == "parquet":
         labels = [0, 1, 2, 3] * 3

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -270,24 +271,47 @@ def test_threads_download_once(server: Server, monkeypatch: pytest.MonkeyPatch, 
     assert {name: (root / name).read_bytes() for name in shown(root)} == contents
 
 
+# A process of its own; torchvision's part is played by urllib, since its import takes seconds.
+PROCESS = """
+import sys, time, types, urllib.request
+from pathlib import Path
+
+def download_url(url, root, filename, md5):
+    with urllib.request.urlopen(url) as response:
+        Path(root, filename).write_bytes(response.read())
+    time.sleep(0.5)
+
+for name in ("torchvision", "torchvision.datasets", "torchvision.datasets.utils"):
+    sys.modules[name] = types.ModuleType(name)
+sys.modules["torchvision.datasets.utils"].download_url = download_url
+from trainables.datasets import svhn
+from trainables.downloads import Download, fetch
+
+sources = {sources!r}
+downloads = [Download((url,), name, md5) for url, name, md5 in sources]
+checksums = {{name: md5 for _, name, md5 in sources}}
+print("ready", flush=True)
+sys.stdin.readline()
+print(fetch(svhn._OFFICIAL, {root!r}, downloads, checksums))
+"""
+
+
 def test_processes_download_once(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     contents = serve_svhn(server, monkeypatch, tmp_path / "there")
-    from torchvision.datasets import SVHN
-
     root = tmp_path / "root"
-    code = (
-        "from torchvision.datasets import SVHN; from trainables.datasets import svhn\n"
-        f"SVHN.split_list = {SVHN.split_list!r}\n"
-        f"print(svhn.prepare(svhn.Config(root={str(root)!r})))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
-        )
-        for _ in range(2)
+    sources = [
+        [server.url + name, name, hashlib.md5(content).hexdigest()]
+        for name, content in contents.items()
     ]
-    assert [process.communicate(timeout=100)[0].strip() for process in running] == [str(root)] * 2
+    command = [sys.executable, "-c", PROCESS.format(sources=sources, root=str(root))]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen(command, env=environment, **options) for _ in range(3)]
+    assert [process.stdout.readline() for process in running] == ["ready\n"] * 3
+    for process in running:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [process.communicate(timeout=60)[0].strip() for process in running] == [str(root)] * 3
     assert sorted(server.fetched) == ["/test_32x32.mat", "/train_32x32.mat"]
     assert {name: (root / name).read_bytes() for name in shown(root)} == contents
 
