@@ -65,10 +65,15 @@ def absolute_paths(
     return settings
 
 
+def offers(name: str, function: str) -> bool:
+    """Return whether a dataset's file has a function of that name, without importing it."""
+    source = plugins.describe("datasets", name).path.read_text(encoding="utf-8")
+    return f"\ndef {function}(" in source
+
+
 def _download_hint(name: str, key: str, text: str) -> str:
-    """Say how to get a dataset whose module can, told by its source to import nothing."""
-    info = plugins.describe("datasets", name)
-    if key != "root" or "\ndef prepare(" not in info.path.read_text(encoding="utf-8"):
+    """Say how to get a dataset whose module can, or nothing."""
+    if key != "root" or not offers(name, "prepare"):
         return ""
     return f" To get it: {prepare_command(name, text)}"
 

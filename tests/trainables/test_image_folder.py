@@ -45,8 +45,8 @@ def test_images_come_by_class_and_name(root: Path):
     assert test.labels.tolist() == [1]
     assert np.array_equal(train.images[[0, 1, 3, 4, 5]].numpy(), colours[[4, 3, 1, 0, 2]])
     assert np.array_equal(test.images.numpy(), colours[6:])
-    jpeg = np.asarray(Image.open(root / "train" / "cat" / "3.jpg")).transpose(2, 0, 1)
-    assert np.array_equal(train.images[2].numpy(), jpeg)
+    with Image.open(root / "train" / "cat" / "3.jpg") as jpeg:
+        assert np.array_equal(train.images[2].numpy(), np.asarray(jpeg).transpose(2, 0, 1))
     assert (train.crop_padding, train.flip) == (4, True)
     in_unit = train.images.double() / 255
     assert train.mean == test.mean == pytest.approx(in_unit.mean((0, 2, 3)).tolist(), abs=1e-12)
@@ -115,7 +115,8 @@ def test_palette_and_alpha_are_read_as_colours(tmp_path: Path):
     picture = Image.fromarray(colour)
     picture.quantize(2).save(folder / "0.png")
     picture.convert("RGBA").save(folder / "1.png")
-    assert Image.open(folder / "0.png").mode == "P"
+    with Image.open(folder / "0.png") as stored:
+        assert stored.mode == "P"
     images = image_folder.load(config_of(tmp_path), "train").images
     for image in images:
         assert np.array_equal(image.numpy(), colour.transpose(2, 0, 1))
