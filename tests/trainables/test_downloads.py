@@ -10,6 +10,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
+from http.client import BadStatusLine
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,20 @@ def test_no_network_is_explained(server: Server, monkeypatch: pytest.MonkeyPatch
     serve_svhn(server, monkeypatch, tmp_path / "there")
     server.contents.clear()
     with pytest.raises(DataError, match=r"404.*Check the network and run the command again"):
+        svhn.prepare(svhn.Config(root=str(tmp_path / "root")))
+
+
+@pytest.mark.parametrize("error", [TimeoutError("slow"), BadStatusLine("slow")])
+def test_every_error_of_a_connection_is_explained(
+    error: Exception, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    serve_svhn(server, monkeypatch, tmp_path / "there")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fail)
+    with pytest.raises(DataError, match=r"32x32\.mat: slow\. Check the network"):
         svhn.prepare(svhn.Config(root=str(tmp_path / "root")))
 
 

@@ -130,12 +130,13 @@ def test_digest_is_of_content_and_size(root: Path, tmp_path_factory: pytest.Temp
     (copy / "train" / "dog" / "b.png").rename(copy / "train" / "dog" / "b2.png")
     assert image_folder.digest(config_of(copy)) == digest
     assert image_folder.digest(config_of(copy, 32)) != digest
-    # The same images in another order, another class, another split.
-    (copy / "train" / "dog" / "b2.png").rename(copy / "train" / "dog" / "d.png")
-    seen = {digest, image_folder.digest(config_of(copy))}
-    (copy / "train" / "dog" / "d.png").rename(copy / "train" / "cat" / "d.png")
+    seen = {digest}
+    # The same images in another order; then, in that order, another class, another split, no test.
+    (copy / "train" / "dog" / "b2.png").rename(copy / "train" / "dog" / "0.png")
     seen.add(image_folder.digest(config_of(copy)))
-    (copy / "train" / "cat" / "d.png").rename(copy / "test" / "dog" / "a.png")
+    (copy / "train" / "dog" / "0.png").rename(copy / "train" / "cat" / "z.png")
+    seen.add(image_folder.digest(config_of(copy)))
+    (copy / "train" / "dog" / "c.png").rename(copy / "test" / "dog" / "a.png")
     seen.add(image_folder.digest(config_of(copy)))
     shutil.rmtree(copy / "test")
     seen.add(image_folder.digest(config_of(copy)))

@@ -78,7 +78,6 @@ def digest(config: Config) -> str:
     content = hashlib.sha256(f"size {config.size}".encode())
     for split in splits(config):
         files = _files(config, split)
-        content.update(f"\n{split}".encode())
         content.update(_digest(files, _stamps(files)))
     return content.hexdigest()[:16]
 
