@@ -49,6 +49,7 @@ def prepare(
 
     It can be run again, interrupted, and run from several processes at once. Trials never download.
     """
+    _check_root(root)
     fields = _settings(dataset)
     paths = [name for name in PATH_SETTINGS if name in fields]
     if not offers(dataset, "prepare"):
@@ -71,12 +72,13 @@ def prepare(
         )
         return
     shown = "" if size is None else f" ({show_bytes(size)})"
-    display.say(f"{dataset} is in {folder}{shown}, checksums verified. In an experiment:")
+    display.say(f"{dataset} is ready in {folder}{shown}. In an experiment:")
     display.say(_yaml_line(settings))
 
 
 def status(root: DataRoot = DEFAULT_DATA_ROOT, as_json: Json = False) -> None:
     """List the datasets that can be prepared, with what of them is in a folder."""
+    _check_root(root)
     found = [
         _state(name, root)
         for name in plugins.available("datasets")
@@ -111,6 +113,14 @@ def _state(name: str, root: Path) -> dict[str, Any]:
     except DataError:
         return state
     return state | {"state": "there", "get": None}
+
+
+def _check_root(root: Path) -> None:
+    """Raise NasError for a path that no folder can have."""
+    try:
+        root.expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise NasError(f"--root must be a folder, got {str(root)!r}: {error}.") from error
 
 
 def _settings(dataset: str) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ class Folders:
 
     def candidates(self, text: str) -> list[Path]:
         """Return the places that `text` may mean; one if it is absolute."""
-        path = Path(text).expanduser()
+        path = Path(text)
+        with suppress(RuntimeError):  # ~NAME of nobody here is taken as it is written
+            path = path.expanduser()
         if path.is_absolute():
             return [path]
         places = [self.file / path, self.current / path]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.dataset_paths import offers
 from spaces.core import plugins
 from tests.trainables.official import WRITERS
 from tests.trainables.test_datasets import encoded, pictures, png, write
@@ -85,6 +86,30 @@ def test_digest_is_sixteen_hexadecimal_characters(dataset: tuple[Any, Any]):
     assert len(digest) == 16
     assert int(digest, 16) >= 0
     assert module.digest(config) == digest
+
+
+def test_files_are_all_that_is_read(dataset: tuple[Any, Any]):
+    module, config = dataset
+    if not hasattr(module, "prepare"):
+        assert not hasattr(module, "files")
+        return
+    files = module.files(config)
+    root = Path(config.root)
+    assert len(set(files)) == len(files)
+    assert {path for path in root.rglob("*") if path.is_file()} == set(files)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in plugins.available("datasets") if offers(name, "prepare")]
+)
+def test_missing_data_names_the_command_that_gets_it(name: str, tmp_path: Path):
+    module = plugins.load("datasets", name)
+    config = plugins.make_config("datasets", {"name": name, "root": str(tmp_path / "my data")})[1]
+    command = f"nas data prepare {name} --root '{tmp_path / 'my data'}'"
+    for read in (module.files, module.digest, lambda config: module.load(config, "train")):
+        with pytest.raises(DataError, match="does not exist") as caught:
+            read(config)
+        assert f"Run {command} to get it" in str(caught.value)
 
 
 def test_unknown_split_is_refused(dataset: tuple[Any, Any]):

@@ -61,7 +61,7 @@ def test_prepare_downloads_once_and_prints_what_to_write(
     size = sum((folder / name).stat().st_size for name in fetched)
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        f"svhn is in {folder} ({size / 1000:.1f} kB), checksums verified. In an experiment:",
+        f"svhn is ready in {folder} ({size / 1000:.1f} kB). In an experiment:",
         "dataset: {name: svhn, root: my/data}",
     ]
     assert sorted(fetched) == ["test_32x32.mat", "train_32x32.mat"]
@@ -108,6 +108,8 @@ def test_digits_need_nothing(nas: Nas, tmp_path: Path) -> None:
         (("image_folder",), "image_folder reads files of your own: .*Set dataset.root in"),
         (("imagenet16_120",), "must hold the official files of ImageNet16, .*unpack both into"),
         (("cifar",), "Did you mean 'cifar10'"),
+        (("svhn", "--root", "~nobody-of-that-name/data"), "--root must be a folder, got '~nobody"),
+        (("svhn", "--root", "a" * 300), "--root must be a folder, got 'aaa.*too long"),
         (("svhn", "--root", "file"), "file: SVHN could not be downloaded: .*exists"),
     ],
 )
