@@ -18,6 +18,8 @@ EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
 def load(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     # Data that is downloaded once is looked for in the current folder.
     (tmp_path / "data").mkdir()
+    for name in ("train", "test"):
+        (tmp_path / "data" / f"{name}.parquet").touch()
     monkeypatch.chdir(tmp_path)
     return load_experiment(path)
 
