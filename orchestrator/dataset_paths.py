@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.problems import Problems
 from spaces.core import plugins
+from trainables.official_files import prepare_command
 
 # A text setting of a dataset with one of these names is a path.
 PATH_SETTINGS = ("file", "folder", "path", "root", "test", "train")
@@ -28,7 +30,9 @@ class Folders:
 
     def candidates(self, text: str) -> list[Path]:
         """Return the places that `text` may mean; one if it is absolute."""
-        path = Path(text).expanduser()
+        path = Path(text)
+        with suppress(RuntimeError):  # ~NAME of nobody here is taken as it is written
+            path = path.expanduser()
         if path.is_absolute():
             return [path]
         places = [self.file / path, self.current / path]
@@ -64,13 +68,17 @@ def absolute_paths(
     return settings
 
 
+def offers(name: str, function: str) -> bool:
+    """Return whether a dataset's file has a function of that name, without importing it."""
+    source = plugins.describe("datasets", name).path.read_text(encoding="utf-8")
+    return f"\ndef {function}(" in source
+
+
 def _download_hint(name: str, key: str, text: str) -> str:
-    """Say how to fetch a dataset whose module can, told by its source to import nothing."""
-    info = plugins.describe("datasets", name)
-    if "\ndef prepare(" not in info.path.read_text(encoding="utf-8"):
+    """Say how to get a dataset whose module can, or nothing."""
+    if key != "root" or not offers(name, "prepare"):
         return ""
-    call = f"d.prepare(d.Config({key}={text!r}))"
-    return f' To download it: python -c "import {info.module} as d; {call}"'
+    return f" To get it: {prepare_command(name, text)}"
 
 
 def _normal(path: Path) -> str:

@@ -1,9 +1,9 @@
-"""Columns of Arrow tables that hold images, as uint8 arrays: encoded bytes or raw pixels."""
+"""Images as uint8 arrays: of PNG or JPEG bytes, and of columns of Arrow tables that hold them."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainables.errors import DataError
@@ -12,19 +12,62 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+RESIZE = "Resize them to one size before writing the file."
 _GREY_MODES = frozenset({"1", "L"})
 _COLOUR_MODES = frozenset({"RGB", "RGBA", "P", "LA", "CMYK", "YCbCr"})
 
 
-def same_size(shapes: Iterable[tuple[int, ...]], where: str) -> None:
-    """Raise DataError unless all images, of shapes (C, H, W), have the same H and W."""
+def same_size(shapes: Iterable[tuple[int, ...]], where: str, remedy: str) -> None:
+    """Raise DataError unless all images, of shapes (C, H, W), have the same H and W.
+
+    Args:
+        shapes: Those of the images.
+        where: File or folder, for the message.
+        remedy: What to do, for the message.
+    """
     sizes = sorted({shape[1:] for shape in shapes})
     if len(sizes) > 1:
         listed = ", ".join(f"{height}x{width}" for height, width in sizes[:3])
+        raise DataError(f"{where}: images must all have one size, got {listed}. {remedy}")
+
+
+def stacked(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Return uint8 (N, C, H, W) of images (1 or 3, H, W); C is 1 if all are grey, else 3."""
+    import numpy as np
+
+    channels = max(image.shape[0] for image in images)
+    return np.stack([np.repeat(image, channels // len(image), axis=0) for image in images])
+
+
+def decoded_image(content: bytes, where: str, size: int | None = None) -> NDArray[np.uint8]:
+    """Return a PNG or JPEG image as uint8 of shape (1 or 3, H, W).
+
+    Args:
+        content: The file's bytes.
+        where: File or row, for messages.
+        size: Side of the square that it is resized to, the middle of the longer side kept; None
+            leaves it as it is.
+
+    Raises:
+        DataError: It is damaged or of a mode that is not read.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+            if image.mode in _GREY_MODES | _COLOUR_MODES:
+                plain = image.convert("L" if image.mode in _GREY_MODES else "RGB")
+                if size is not None:
+                    plain = ImageOps.fit(plain, (size, size), Image.Resampling.BILINEAR)
+                pixels = np.asarray(plain)
+                return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+            mode = image.mode
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
-            f"{where}: images must all have one size, got {listed}. Resize them to one size "
-            "before writing the file."
-        )
+            f"{where} is no readable PNG or JPEG image: {error}. Copy or download the file again."
+        ) from error
+    raise DataError(f"{where}: images of mode {mode} are not read; convert them to 8-bit RGB.")
 
 
 def column_images(column: Any, where: str, first_row: int) -> NDArray[np.uint8]:
@@ -90,8 +133,6 @@ def _raw_images(column: Any, where: str) -> NDArray[np.uint8]:
 
 def _decoded(encoded: list[bytes | None], where: str, first_row: int) -> NDArray[np.uint8]:
     """Return uint8 (n, C, H, W) of PNG or JPEG bytes; C is 1 if all are grey, else 3."""
-    import numpy as np
-
     images = []
     for row, content in enumerate(encoded, start=first_row):
         if content is None:
@@ -99,26 +140,6 @@ def _decoded(encoded: list[bytes | None], where: str, first_row: int) -> NDArray
                 f"{where}: row {row} holds no bytes. Write the file with the images embedded, "
                 "not only their paths."
             )
-        images.append(_decode(content, f"{where}, row {row}"))
-    same_size({image.shape for image in images}, where)
-    channels = max(image.shape[0] for image in images)
-    return np.stack([np.repeat(image, channels // len(image), axis=0) for image in images])
-
-
-def _decode(content: bytes, where: str) -> NDArray[np.uint8]:
-    """Return uint8 of shape (1 or 3, H, W)."""
-    import numpy as np
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-            if image.mode in _GREY_MODES:
-                return np.asarray(image.convert("L"))[None]
-            if image.mode in _COLOUR_MODES:
-                return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-            mode = image.mode
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{where} is no readable PNG or JPEG image: {error}. Copy or download the file again."
-        ) from error
-    raise DataError(f"{where}: images of mode {mode} are not read; convert them to 8-bit RGB.")
+        images.append(decoded_image(content, f"{where}, row {row}"))
+    same_size({image.shape for image in images}, where, RESIZE)
+    return stacked(images)

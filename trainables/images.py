@@ -131,6 +131,16 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(means), tuple(stds)
 
 
+def usual_augmentation(images: Tensor) -> tuple[int, bool]:
+    """Return crop padding and flip for images of unknown content, shape (N, C, H, W).
+
+    Colour images of 32 pixels and more are taken for photographs: 4 and True. Others may be digits
+    or symbols: 0 and False.
+    """
+    natural = images.shape[1] == 3 and min(images.shape[2:]) >= 32
+    return (4, True) if natural else (0, False)
+
+
 def split_train_val(num_images: int, train_share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Divide a training set in two disjoint parts, fixed by the seed.
 

@@ -11,20 +11,25 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.dataset_paths import offers
 from spaces.core import plugins
-from tests.trainables.test_datasets import encoded, pictures, write, write_official_file
-from trainables.datasets import cifar10
+from tests.trainables.official import WRITERS
+from tests.trainables.test_datasets import encoded, pictures, png, write
 from trainables.errors import DataError
 from trainables.images import Batches
 
 
 def _settings(name: str, folder: Path) -> dict[str, Any]:
     """Return settings under which a shipped dataset can be read from `folder`."""
-    if name == "cifar10":
-        for names in cifar10.FILES.values():
-            for file in names:
-                pixels = pictures(10, 3072, seed=len(file))
-                write_official_file(folder / cifar10.FOLDER / file, pixels, list(range(10)))
+    if name in WRITERS:
+        WRITERS[name](folder)
+        return {"root": str(folder)}
+    if name == "image_folder":
+        for split in ("train", "test"):
+            for label, image in enumerate(pictures(10, 9, 9, seed=len(split))):
+                path = folder / split / f"class {label // 2}" / f"{label}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(png(image))
         return {"root": str(folder)}
     if name == "parquet":
         labels = [0, 1, 2, 3] * 3
@@ -83,6 +88,30 @@ def test_digest_is_sixteen_hexadecimal_characters(dataset: tuple[Any, Any]):
     assert module.digest(config) == digest
 
 
+def test_files_are_all_that_is_read(dataset: tuple[Any, Any]):
+    module, config = dataset
+    if not hasattr(module, "prepare"):
+        assert not hasattr(module, "files")
+        return
+    files = module.files(config)
+    root = Path(config.root)
+    assert len(set(files)) == len(files)
+    assert {path for path in root.rglob("*") if path.is_file()} == set(files)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in plugins.available("datasets") if offers(name, "prepare")]
+)
+def test_missing_data_names_the_command_that_gets_it(name: str, tmp_path: Path):
+    module = plugins.load("datasets", name)
+    config = plugins.make_config("datasets", {"name": name, "root": str(tmp_path / "my data")})[1]
+    command = f"nas data prepare {name} --root '{tmp_path / 'my data'}'"
+    for read in (module.files, module.digest, lambda config: module.load(config, "train")):
+        with pytest.raises(DataError, match="does not exist") as caught:
+            read(config)
+        assert f"Run {command} to get it" in str(caught.value)
+
+
 def test_unknown_split_is_refused(dataset: tuple[Any, Any]):
     module, config = dataset
     with pytest.raises(DataError, match="the splits train and test, got 'val'"):
@@ -106,7 +135,18 @@ def test_plug_in_has_a_summary_and_a_source(name: str):
 
 def test_importing_datasets_imports_nothing_heavy():
     # A worker that waits, and a check of an experiment file, must not pay for these.
-    heavy = ["torch", "torchvision", "pyarrow", "PIL", "sklearn", "numpy", "ray", "mlflow", "yaml"]
+    heavy = [
+        "torch",
+        "torchvision",
+        "pyarrow",
+        "PIL",
+        "sklearn",
+        "scipy",
+        "numpy",
+        "ray",
+        "mlflow",
+        "yaml",
+    ]
     names = ", ".join(plugins.available("datasets"))
     code = (
         f"import sys; from trainables.datasets import {names}; "

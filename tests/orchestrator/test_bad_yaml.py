@@ -292,7 +292,14 @@ BAD: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
     ),
     "missing_cifar10": (
         good(dataset="{name: cifar10, root: nowhere}"),
-        ("dataset.root must be an existing path", "To download it: python -c"),
+        (
+            "dataset.root must be an existing path",
+            "To get it: nas data prepare cifar10 --root nowhere",
+        ),
+    ),
+    "home_of_nobody": (
+        good(dataset='{name: cifar10, root: "~nobody-of-that-name/data"}'),
+        ("dataset.root must be an existing path, got '~nobody-of-that-name/data'",),
     ),
     "dataset_without_its_path": (good(dataset="parquet"), ("dataset.train must be given",)),
 }

@@ -84,6 +84,8 @@ def fresh(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["run", "bad.yaml"], 2),
         (["status", "nowhere"], 2),
         (["show", "no-such-cell"], 2),
+        (["data", "prepare", "imagenet16_120"], 2),
+        (["data", "status"], 0),
     ],
 )
 def test_nothing_heavy_is_imported(words: list[str], code: int, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The three datasets: contents, determinism, and what they say of files that do not fit."""
+"""Digits, cifar10 and parquet: contents, determinism, and what they say of unfit files."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.trainables.official import write_cifar10, write_official_file
+from trainables import official_files
 from trainables.datasets import cifar10, digits, parquet
 from trainables.errors import DataError
 
@@ -63,23 +65,9 @@ def test_digits_use_the_whole_range_of_uint8():
 # --- cifar10 ------------------------------------------------------------------------------------
 
 
-def write_official_file(path: Path, pixels: np.ndarray, labels: list[int]) -> None:
-    """Write a file as Python 2 pickled the official ones: protocol 2, NumPy 1 names."""
-    entry = {"batch_label": "b", "labels": labels, "data": pixels, "filenames": ["f"] * len(labels)}
-    content = pickle.dumps(entry, protocol=2)
-    # The same opcodes with the old module's name, both lines ended by a newline in protocol 2.
-    content = content.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
 @pytest.fixture
 def cifar_root(tmp_path: Path) -> Path:
-    draw = np.random.default_rng(0)
-    for names in cifar10.FILES.values():
-        for name in names:
-            pixels = draw.integers(0, 256, (20, 3072), dtype=np.uint8)
-            write_official_file(tmp_path / cifar10.FOLDER / name, pixels, list(range(10)) * 2)
+    write_cifar10(tmp_path)
     return tmp_path
 
 
@@ -127,9 +115,11 @@ def test_cifar10_root_may_be_the_folder_itself(cifar_root: Path):
     assert cifar10.digest(inner) == cifar10.digest(cifar10.Config(root=str(cifar_root)))
 
 
-def test_cifar10_missing_names_the_call_that_downloads(tmp_path: Path):
-    with pytest.raises(DataError, match=r"data_batch_1 does not exist.*prepare\(Config\(root="):
-        cifar10.load(cifar10.Config(root=str(tmp_path)), "train")
+def test_cifar10_missing_names_the_command_that_downloads(tmp_path: Path):
+    command = f"Run nas data prepare cifar10 --root {tmp_path}"
+    for root in (tmp_path, tmp_path / cifar10.FOLDER):
+        with pytest.raises(DataError, match=rf"data_batch_1 does not exist. {command} to get it"):
+            cifar10.load(cifar10.Config(root=str(root)), "train")
     with pytest.raises(DataError, match="does not exist"):
         cifar10.digest(cifar10.Config(root=str(tmp_path)))
 
@@ -213,31 +203,14 @@ def test_cifar10_every_truncation_is_a_data_error(cifar_root: Path):
             cifar10.load(cifar10.Config(root=str(cifar_root)), "test")
 
 
-def test_cifar10_prepare_downloads_once_through_torchvision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    calls = []
-    monkeypatch.setattr(
-        "torchvision.datasets.CIFAR10", lambda root, download: calls.append((root, download))
-    )
-    root = tmp_path / "new" / "root"
-    assert cifar10.prepare(cifar10.Config(root=str(root))) == root / cifar10.FOLDER
-    assert calls == [(str(root), True)]
-
-    def fail(root: str, download: bool) -> None:
-        raise OSError("network is unreachable")
-
-    monkeypatch.setattr("torchvision.datasets.CIFAR10", fail)
-    with pytest.raises(DataError, match="could not be downloaded: network is unreachable"):
-        cifar10.prepare(cifar10.Config(root=str(root)))
-
-
-def test_cifar10_knows_how_python_2_wrote_text():
+def test_cifar10_knows_how_python_2_wrote_text(tmp_path: Path):
     # Protocol 2 pickles of NumPy arrays spell bytes as _codecs.encode(text, 'latin1').
     content = pickle.dumps(np.arange(3, dtype=np.uint8), protocol=2)
     assert b"_codecs\nencode" in content
     assert codecs.encode("\xff", "latin1") == b"\xff"
-    read = cifar10._ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+    path = tmp_path / "array"
+    path.write_bytes(content)
+    read = official_files.unpickled(path)
     assert read.tolist() == [0, 1, 2]
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import pickle
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from trainables.official_files import OfficialFiles, stamp
 
 if TYPE_CHECKING:
     from trainables.images import ImageSet
@@ -35,7 +34,7 @@ CLASSES = (
 # Of the 50,000 training images, as in the DARTS authors' code (cnn/utils.py).
 MEAN = (0.49139968, 0.48215827, 0.44653124)
 STD = (0.24703233, 0.24348505, 0.26158768)
-_PIXELS = 3 * 32 * 32
+_OFFICIAL = OfficialFiles("cifar10", "CIFAR-10", FOLDER, FILES)
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Config:
 
     Attributes:
         root: Folder that holds `cifar-10-batches-py` (torchvision's `root`). Nothing is ever
-            downloaded by a trial; `prepare` does it once.
+            downloaded by a trial; `nas data prepare cifar10` does it once.
     """
 
     root: str = "data"
@@ -53,9 +52,6 @@ class Config:
 def load(config: Config, split: Literal["train", "test"]) -> ImageSet:
     """Return 50,000 training or 10,000 test images of shape (3, 32, 32).
 
-    The official files are pickles: they are read by an unpickler that can build arrays and nothing
-    else, so a file of unknown origin cannot run code.
-
     Args:
         config: Settings.
         split: "train" or "test".
@@ -63,8 +59,8 @@ def load(config: Config, split: Literal["train", "test"]) -> ImageSet:
     Raises:
         DataError: A file is missing or damaged; the message says what to run.
     """
-    paths = _paths(config, split)
-    return _load(paths, _stamp(paths))
+    paths = _OFFICIAL.paths(config.root, split)
+    return _load(paths, stamp(paths))
 
 
 def digest(config: Config) -> str:
@@ -73,8 +69,7 @@ def digest(config: Config) -> str:
     Raises:
         DataError: A file is missing.
     """
-    paths = (*_paths(config, "train"), *_paths(config, "test"))
-    return _digest(paths, _stamp(paths))
+    return _OFFICIAL.digest(config.root)
 
 
 def splits(config: Config) -> tuple[str, ...]:
@@ -83,10 +78,17 @@ def splits(config: Config) -> tuple[str, ...]:
     return ("train", "test")
 
 
-def prepare(config: Config) -> Path:
-    """Download CIFAR-10 to `config.root` through torchvision, unless it is there already.
+def files(config: Config) -> tuple[Path, ...]:
+    """Return the files that are read.
 
-    Safe to call from several processes: one downloads, the others wait.
+    Raises:
+        DataError: One is missing.
+    """
+    return _OFFICIAL.all_paths(config.root)
+
+
+def prepare(config: Config) -> Path:
+    """Download CIFAR-10 to `config.root` unless it is there, with torchvision's checksums.
 
     Returns:
         The folder with the official files.
@@ -94,73 +96,21 @@ def prepare(config: Config) -> Path:
     Raises:
         DataError: The download failed.
     """
-    from filelock import FileLock
     from torchvision.datasets import CIFAR10
 
-    from trainables.errors import DataError
+    from trainables.downloads import fetch_cifar
 
-    root = Path(config.root).expanduser()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / ".cifar10.lock"):
-            CIFAR10(str(root), download=True)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{root}: CIFAR-10 could not be downloaded: {error}") from error
-    return root / FOLDER
-
-
-def _paths(config: Config, split: str) -> tuple[Path, ...]:
-    from trainables.errors import DataError
-
-    if split not in FILES:
-        raise DataError(f"cifar10 has the splits train and test, got {split!r}.")
-    root = Path(config.root).expanduser().absolute()
-    folder = root if root.name == FOLDER else root / FOLDER
-    paths = tuple(folder / name for name in FILES[split])
-    for path in paths:
-        if not path.is_file():
-            raise DataError(
-                f"dataset.root: {path} does not exist. {_remedy(folder.parent)} or set "
-                f"dataset.root to a folder that holds {FOLDER}."
-            )
-    return paths
-
-
-def _remedy(root: Path) -> str:
-    call = f"prepare(Config(root={str(root)!r}))"
-    return f'Run python -c "from trainables.datasets.cifar10 import *; {call}" to download it,'
-
-
-def _stamp(paths: tuple[Path, ...]) -> tuple[int, ...]:
-    """Return what changes when a file is replaced, so that memoised results are not stale."""
-    return tuple(
-        value for path in paths for value in (path.stat().st_mtime_ns, path.stat().st_size)
-    )
-
-
-@lru_cache(maxsize=4)
-def _digest(paths: tuple[Path, ...], stamp: tuple[int, ...]) -> str:
-    del stamp
-    content = hashlib.sha256()
-    for path in paths:
-        content.update(hashlib.sha256(path.read_bytes()).digest())
-    return content.hexdigest()[:16]
+    return fetch_cifar(_OFFICIAL, config.root, CIFAR10)
 
 
 @lru_cache(maxsize=4)
 def _load(paths: tuple[Path, ...], stamp: tuple[int, ...]) -> ImageSet:
     del stamp
-    import numpy as np
-    import torch
+    from trainables.images import ImageSet
 
-    from trainables.images import ImageSet, check_labels
-
-    batches = [_read(path) for path in paths]
-    pixels = torch.from_numpy(np.concatenate([images for images, _ in batches]))
-    labels = torch.tensor([label for _, part in batches for label in part], dtype=torch.int64)
-    check_labels(labels, len(CLASSES), str(paths[0].parent))
+    images, labels = _OFFICIAL.read_pickles(paths, side=32, num_classes=len(CLASSES))
     return ImageSet(
-        images=pixels.view(-1, 3, 32, 32),
+        images=images,
         labels=labels,
         num_classes=len(CLASSES),
         mean=MEAN,
@@ -169,63 +119,3 @@ def _load(paths: tuple[Path, ...], stamp: tuple[int, ...]) -> ImageSet:
         crop_padding=4,
         flip=True,
     )
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds dictionaries, lists, text, numbers and NumPy arrays; refuses every other object."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        import codecs
-
-        import numpy as np
-        from numpy import ndarray
-
-        # The official files name NumPy 1's private modules, which NumPy 2 has moved.
-        reconstruct = np.zeros(0).__reduce__()[0]
-        allowed = {
-            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
-            ("numpy._core.multiarray", "_reconstruct"): reconstruct,
-            ("numpy", "ndarray"): ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("_codecs", "encode"): codecs.encode,
-        }
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no image data")
-        return allowed[module, name]
-
-
-def _read(path: Path) -> tuple[Any, list[int]]:
-    """Return the pixels, uint8 of shape (n, 3072), and the n labels of an official file."""
-    import numpy as np
-
-    from trainables.errors import DataError
-
-    try:
-        entry = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-        pixels, labels = entry["data"], entry["labels"]
-        if pixels.dtype != np.uint8 or pixels.shape != (len(labels), _PIXELS):
-            raise DataError(
-                f"{path} must hold uint8 pixels of shape ({len(labels)}, {_PIXELS}), got "
-                f"{pixels.dtype} of shape {pixels.shape}."
-            )
-        return pixels, [int(label) for label in labels]
-    except _DAMAGED as error:
-        raise DataError(
-            f"{path} is no readable CIFAR-10 file: {error}. Delete it. "
-            f"{_remedy(path.parent.parent)} or copy the official file there."
-        ) from error
-
-
-# What unpickling damaged bytes raises, from pickle, its callees and the reading of its result.
-_DAMAGED = (
-    pickle.UnpicklingError,
-    OSError,
-    EOFError,
-    KeyError,
-    IndexError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    OverflowError,
-    MemoryError,
-)

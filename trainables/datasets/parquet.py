@@ -134,7 +134,7 @@ def _load(config: Config, path: Path, train: Path, stamp: tuple[int, ...]) -> Im
     import torch
 
     from trainables.errors import DataError
-    from trainables.images import ImageSet, channel_statistics, check_labels
+    from trainables.images import ImageSet, channel_statistics, check_labels, usual_augmentation
 
     table = _read(path, config)
     images, labels = torch.from_numpy(table.images), torch.from_numpy(table.labels)
@@ -152,7 +152,7 @@ def _load(config: Config, path: Path, train: Path, stamp: tuple[int, ...]) -> Im
                 f"training file, got {tuple(images.shape[1:])}."
             )
     check_labels(labels, num_classes, f"{path}, column {config.label_column!r}")
-    natural = images.shape[1] == 3 and min(images.shape[2:]) >= 32
+    crop_padding, flip = usual_augmentation(images)
     return ImageSet(
         images=images,
         labels=labels,
@@ -160,8 +160,8 @@ def _load(config: Config, path: Path, train: Path, stamp: tuple[int, ...]) -> Im
         mean=mean,
         std=std,
         classes=classes,
-        crop_padding=4 if natural else 0,
-        flip=natural,
+        crop_padding=crop_padding,
+        flip=flip,
     )
 
 
@@ -172,7 +172,7 @@ def _read(path: Path, config: Config) -> _Table:
     import pyarrow.parquet as pq
 
     from trainables.errors import DataError
-    from trainables.image_columns import column_images, same_size
+    from trainables.image_columns import RESIZE, column_images, same_size
 
     where = f"{path}, column {config.image_column!r}"
     images: list[NDArray[np.uint8]] = []
@@ -192,7 +192,7 @@ def _read(path: Path, config: Config) -> _Table:
     if not labels:
         raise DataError(f"{path} has no rows.")
     shapes = {part.shape[1:] for part in images}
-    same_size(shapes, where)
+    same_size(shapes, where, RESIZE)
     if len(shapes) > 1:  # grey and colour: repeat the grey channel
         images = [np.repeat(part, 3 // part.shape[1], axis=1) for part in images]
     return _Table(
