@@ -228,12 +228,12 @@ def cell101(ops: str, adjacency: int, order: list[int] | None = None) -> Cell:
 
 # A chain input -> 3x3 -> output is 0 -> 1, 1 -> 2: bits 0 and 2; with 0 -> 2 also bit 1.
 ROWS101 = {
-    "n_vertices": [2, 3, 3, 3],
-    "adjacency": [1, 5, 5, 7],
-    "ops": ["", "3", "1", "p"],
-    "test_acc_108": [0.1, 0.9, 0.8, 0.7],
-    "params": [10, 30, 20, 10],
-    "in_small": [True, False, True, True],
+    "n_vertices": [3, 2, 3, 3],
+    "adjacency": [5, 1, 7, 5],
+    "ops": ["1", "", "p", "3"],
+    "test_acc_108": [0.8, 0.1, 0.7, 0.9],
+    "params": [20, 10, 10, 30],
+    "in_small": [True, True, True, False],
 }
 
 
@@ -256,6 +256,17 @@ def test_a_graph_has_its_row(small101: Path) -> None:
         oracle.lookup(parse(SKIP))
 
 
+def test_operations_that_look_like_numbers_are_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nasbench101, "CELLS", 3)
+    rows = {name: [column[row] for row in (0, 1, 3)] for name, column in ROWS101.items()}
+    path = write(rows, tmp_path / "digits.csv")
+    path.write_text(path.read_text().replace('"', ""))
+    oracle = nasbench101.NasBench101Table(nasbench101.Config(str(path)))
+    assert oracle.lookup_cell(*cell101("3", 5)).test_accuracy == 0.9
+
+
 def test_a_space_has_its_own_best_and_ranks(small101: Path) -> None:
     cells = {"1": cell101("1", 5), "3": cell101("3", 5)}
     space = SimpleNamespace(name="s", column101="in_small", cell101=lambda key: cells[key])
@@ -275,9 +286,9 @@ def test_a_space_without_such_cells_is_refused(small101: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("ops", ["", "3", "3", "p"], "every cell once"),
-        ("ops", ["", "3", "x", "p"], "up to 5 of the letters 3, 1, p in ops, got 'x'"),
-        ("test_acc_108", [0.1, 0.9, 80.0, 0.7], "values from 0 to 1 in test_acc_108, got 80.0"),
+        ("ops", ["3", "", "p", "3"], "every cell once"),
+        ("ops", ["x", "", "p", "3"], "up to 5 of the letters 3, 1, p in ops, got 'x'"),
+        ("test_acc_108", [0.9, 0.1, 80.0, 0.7], "values from 0 to 1 in test_acc_108, got 80.0"),
     ],
 )
 def test_a_wrong_row_is_named(
@@ -343,3 +354,37 @@ def test_every_cell_of_the_space_is_in_the_table(table: Path) -> None:
     space = plugins.load("spaces", name).build(config, name)
     ((edges, operations),) = space.alpha_shapes().values()
     assert load("nasbench201", table).size == operations**edges
+
+
+SPACE_101 = '''"""A space of one edge that is a cell of NAS-Bench-101."""
+from dataclasses import dataclass
+from spaces.nasbench201 import NasBench201
+SOURCE = "none"
+@dataclass(frozen=True)
+class Config:
+    channels: int = 4
+    cells_per_stage: int = 1
+class Fake(NasBench201):
+    column101 = "in_small"
+    def cell101(self, genotype):
+        name = {"nor_conv_1x1": "conv1x1-bn-relu", "avg_pool_3x3": "maxpool3x3"}
+        operation = name[genotype.cell("cell").edges[0].operation]
+        return ("input", operation, "output"), ((0, 1, 0), (0, 0, 1), (0, 0, 0))
+def build(config, name):
+    return Fake(name, config)
+'''
+
+
+def test_a_space_says_which_graph_its_genotype_is(
+    small101: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plugins" / "spaces").mkdir(parents=True)
+    (tmp_path / "plugins" / "spaces" / "nasbench1shot1_fake.py").write_text(SPACE_101)
+    monkeypatch.setenv(plugins.ENVIRONMENT_VARIABLE, str(tmp_path / "plugins"))
+    oracle = nasbench101.load(
+        nasbench101.Config(str(small101)), {"name": "nasbench1shot1_fake", "channels": 8}
+    )
+    chain = parse(cell201(("nor_conv_1x1", *["none"] * 5)))
+    assert oracle.lookup(chain) == Record(0.8, 1, params=20)
+    with pytest.raises(OracleError, match="does not have the cell"):
+        oracle.lookup(parse(cell201(("avg_pool_3x3", *["none"] * 5))))
