@@ -2,8 +2,8 @@
 
     python -m benchmarks.oracle_lookups --nasbench201 FILE --nasbench101 FILE
 
-A look-up takes a genotype (NAS-Bench-201) or a graph in any order of its vertices (NAS-Bench-101) to
-its record. The fastest round counts, in CPU seconds of this process, so that other work on the
+A look-up takes a genotype (NAS-Bench-201) or a graph with its vertices in any order (NAS-Bench-101)
+to its record. The fastest round counts, in CPU seconds of this process, so that other work on the
 machine disturbs little; reading the table is given by itself.
 """
 
@@ -32,7 +32,7 @@ def genotypes(path: str, count: int) -> list[Any]:
 
 
 def graphs(path: str, count: int) -> list[Any]:
-    """Return the arguments of `lookup_cell` for random, relabelled rows of a NAS-Bench-101 table."""
+    """Return the arguments of `lookup_cell` for random NAS-Bench-101 cells, relabelled."""
     from pyarrow import parquet
 
     draw = random.Random(0)
