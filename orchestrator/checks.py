@@ -12,9 +12,10 @@ from typing import Any
 from orchestrator import factors
 from orchestrator.errors import ConfigError
 from orchestrator.experiment import Experiment, sweep_word
+from orchestrator.oracle import StudyOracle
 from orchestrator.sweep_words import candidates
 from spaces.core import plugins
-from spaces.core.errors import PluginSettingsError, SpaceError
+from spaces.core.errors import OracleError, PluginSettingsError, SpaceError
 
 _COMBINATIONS = 1000  # more extremes of a method's settings add only time
 
@@ -70,6 +71,20 @@ def check_hardware(experiment: Experiment) -> None:
         )
     if problems:
         raise ConfigError("\n".join(f"{experiment.name}: {problem}" for problem in problems))
+
+
+def check_oracle(experiment: Experiment) -> None:
+    """Read the table of the experiment's oracle, so that a wrong one is known before the search.
+
+    Raises:
+        ConfigError: It is damaged, lacks a column or is not of all cells.
+    """
+    if experiment.oracle is None:
+        return
+    try:
+        StudyOracle(experiment.oracle, experiment.space)
+    except OracleError as error:
+        raise ConfigError(f"{experiment.name}: {error}") from error
 
 
 def check_data(experiment: Experiment) -> None:

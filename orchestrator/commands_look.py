@@ -38,6 +38,7 @@ def validate(
             experiment = config.load_experiment(file)
             config.check_hardware(experiment)
             if data:
+                config.check_oracle(experiment)
                 config.check_data(experiment)
                 config.check_methods(experiment)
         except NasError as problem:
@@ -116,7 +117,15 @@ def show(
 
 def list_plugins(
     kind: Annotated[
-        Literal["methods", "alpha_gradients", "selections", "early_stops", "spaces", "datasets"],
+        Literal[
+            "methods",
+            "alpha_gradients",
+            "selections",
+            "early_stops",
+            "spaces",
+            "datasets",
+            "oracles",
+        ],
         typer.Argument(help="What to list."),
     ],
     as_json: Json = False,

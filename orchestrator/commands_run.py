@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator import display, results
+from orchestrator import display, oracle_report, results
 from orchestrator.genotypes import find_genotype
 from orchestrator.progress import Estimate, Outcome, Reporter
 from spaces.core.errors import NasError
 
 if TYPE_CHECKING:
     from orchestrator.config import Experiment
+    from orchestrator.oracle_report import OracleView
     from orchestrator.study import Study
 
 GOOD, TRIALS_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
@@ -60,6 +61,7 @@ def run(
 
     experiment = config.load_experiment(file, overrides or (), name)
     config.check_hardware(experiment)
+    config.check_oracle(experiment)
     config.check_data(experiment)
     config.check_methods(experiment)
     if dry_run:
@@ -214,10 +216,11 @@ def _finish(outcome: Outcome, root: Path, as_json: bool) -> None:
     failed = outcome.failed + outcome.diverged
     if as_json:
         document = dataclasses.asdict(outcome)
-        table = results.document(report.results)
+        table = results.document(report.results) | {"oracle": report.oracle.to_json()}
         display.say_json({**document, "report": str(report.markdown), "table": table})
     else:
         show_results(report.results)
+        show_oracle(report.oracle)
         display.say(f"report  {short(report.html)}")
         display.say(f"browse  {ui_command(study)}")
     if failed:
@@ -233,6 +236,17 @@ def show_results(lines: Sequence[results.Result]) -> None:
     cells = [line.cells() for line in lines]
     display.say_table(display.table(results.COLUMNS, cells, numeric=results.NUMERIC))
     display.say("")
+
+
+def show_oracle(shown: OracleView) -> None:
+    """Print the true accuracies on stdout; why there are none on stderr."""
+    if shown.reason:
+        display.note(shown.reason)
+    if shown.lines:
+        cells = [line.cells() for line in shown.lines]
+        columns = oracle_report.COLUMNS
+        display.say_table(display.table(columns, cells, numeric=columns[2:]))
+        display.say("")
 
 
 def _show_estimate(experiment: Experiment, estimate: Estimate, as_json: bool) -> None:

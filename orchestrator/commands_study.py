@@ -20,6 +20,7 @@ from orchestrator.commands_run import (
     Root,
     resume_command,
     short,
+    show_oracle,
     show_results,
 )
 from orchestrator.errors import StudyError
@@ -164,11 +165,12 @@ def report(study: StudyName, root: Root = DEFAULT_ROOT, as_json: Json = False) -
 
     written = write_report(Study.open(study, root))
     if as_json:
-        table = results.document(written.results)
+        table = results.document(written.results) | {"oracle": written.oracle.to_json()}
         paths = {"markdown": str(written.markdown), "html": str(written.html)}
         display.say_json({"study": study, **paths, **table})
         return
     show_results(written.results)
+    show_oracle(written.oracle)
     display.say(f"report  {short(written.html)}")
 
 
@@ -209,11 +211,12 @@ def select(
     _send(opened)
     written = write_report(opened)
     if as_json:
-        document = results.document(written.results)
+        document = results.document(written.results) | {"oracle": written.oracle.to_json()}
         counts = {"selected": total - len(failed), "failed": len(failed), "before": planned.done}
         display.say_json({"study": opened.name, "rule": planned.name, **counts, **document})
     else:
         show_results(written.results)
+        show_oracle(written.oracle)
         display.say(f"train   nas retrain {opened.name}   (the best genotype of each line)")
     if failed:
         raise typer.Exit(TRIALS_FAILED)

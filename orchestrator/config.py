@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.checks import check_data, check_hardware, check_methods
+from orchestrator.checks import check_data, check_hardware, check_methods, check_oracle
 from orchestrator.dataset_paths import Folders
 from orchestrator.errors import ConfigError
 from orchestrator.experiment import Experiment
@@ -24,6 +24,7 @@ __all__ = [
     "check_data",
     "check_hardware",
     "check_methods",
+    "check_oracle",
     "dump",
     "json_schema",
     "load_experiment",

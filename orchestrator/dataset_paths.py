@@ -1,4 +1,4 @@
-"""Paths in a dataset's settings: sought beside the experiment file, then in the current folder."""
+"""Paths in settings of plug-ins: sought beside the experiment file, then in the current folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.problems import Problems
 from spaces.core import plugins
 from trainables.official_files import prepare_command
 
-# A text setting of a dataset with one of these names is a path.
+# A text setting of a dataset or an oracle with one of these names is a path.
 PATH_SETTINGS = ("file", "folder", "path", "root", "test", "train")
 
 
@@ -40,16 +40,17 @@ class Folders:
 
 
 def absolute_paths(
-    dataset: Mapping[str, Any], folders: Folders, problems: Problems
+    given: Mapping[str, Any], folders: Folders, problems: Problems, where: str = "dataset"
 ) -> dict[str, Any]:
-    """Return a dataset's settings with absolute paths.
+    """Return a plug-in's settings with absolute paths.
 
     Args:
-        dataset: The checked settings.
+        given: The checked settings.
         folders: Where relative paths are looked for.
         problems: Takes paths that are not there, with the places tried.
+        where: Key of the file under which they stand.
     """
-    settings = dict(dataset)
+    settings = dict(given)
     for key in PATH_SETTINGS:
         text = settings.get(key)
         if not isinstance(text, str):
@@ -61,9 +62,9 @@ def absolute_paths(
             continue
         places = " and ".join(str(place) for place in tried)
         problems.add(
-            f"dataset.{key}",
-            f"dataset.{key} must be an existing path, got {text!r}; tried {places}."
-            f"{_download_hint(settings['name'], key, text)}",
+            f"{where}.{key}",
+            f"{where}.{key} must be an existing path, got {text!r}; tried {places}."
+            f"{_download_hint(settings['name'], key, text) if where == 'dataset' else ''}",
         )
     return settings
 

@@ -161,6 +161,7 @@ class Experiment(Record):
         seeds: Every configuration runs once with each.
         search: Every field of `SearchSettings`.
         diagnostics: Every field of each of `DIAGNOSTICS` that is on: costly, changing no result.
+        oracle: Benchmark table in which reports look genotypes up, with its settings; or None.
         retrain: Retraining of the best genotypes, or None.
         tune, ray, mlflow: See their records.
         keep: Searches whose final state is kept: "all", "none" or "best_K".
@@ -175,6 +176,7 @@ class Experiment(Record):
     selection: dict[str, Any]
     search: dict[str, Any]
     diagnostics: dict[str, dict[str, Any]] = {}
+    oracle: dict[str, Any] | None = None
     retrain: Retrain | None = None
     tune: Tune = Tune()
     ray: RaySettings = RaySettings()

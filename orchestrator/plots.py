@@ -23,6 +23,7 @@ def curves(
     stopped: Sequence[Sequence[float]] = (),
     epochs: Sequence[int] | None = None,
     percent: bool = True,
+    legend: str | None = None,
 ) -> None:
     """Draw the mean over seeds with its interval, one colour per label, against the epoch.
 
@@ -33,6 +34,7 @@ def curves(
         stopped: Curves of rows that did not finish; thin and grey.
         epochs: Of the values of every curve; None is from epoch 1 on.
         percent: Whether the values are shares, drawn as percent and within 0 to 100.
+        legend: Where it stands; None is below curves that rise to 100 %, else where there is room.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,7 +62,7 @@ def curves(
     if crowded:
         figure.legend(frameon=False, loc="outside right upper")
     elif series:
-        axes.legend(frameon=False, loc="lower right" if percent else "best")
+        axes.legend(frameon=False, loc=legend or ("lower right" if percent else "best"))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
 

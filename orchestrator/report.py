@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import diagnosis, plots
+from orchestrator import diagnosis, oracle, oracle_report, plots
 from orchestrator.document import (
     Block,
     Code,
@@ -22,6 +22,7 @@ from orchestrator.document import (
     to_markdown,
 )
 from orchestrator.ledger import replace_file
+from orchestrator.oracle_report import OracleView
 from orchestrator.results import (
     COLUMNS,
     NUMERIC,
@@ -52,12 +53,13 @@ _STATUS_WORDS = {
 
 @dataclass(frozen=True)
 class Report:
-    """Where a report was written, and its table."""
+    """Where a report was written, its table, and what the study's oracle says."""
 
     markdown: Path
     html: Path
     table: Path
     results: list[Result]
+    oracle: OracleView
 
 
 def write_report(study: Study) -> Report:
@@ -65,6 +67,7 @@ def write_report(study: Study) -> Report:
     rows = study.rows()
     retrain = study.experiment.retrain
     results = tabulate(rows, retrain.given() if retrain else None)
+    truth = oracle_report.view(rows, *oracle.of_study(study))
     folder = study.report
     folder.mkdir(parents=True, exist_ok=True)
     blocks: list[Block] = [
@@ -74,6 +77,7 @@ def write_report(study: Study) -> Report:
         Grid(COLUMNS, [result.cells() for result in results], NUMERIC),
         Paragraph(" ".join(caption(results))),
         *_curve_blocks(rows, results, folder),
+        *oracle_report.blocks(truth, folder),
         *_diagnosis_blocks(rows, folder),
         *_genotype_blocks(results, folder),
         *_retrain_blocks(rows),
@@ -83,8 +87,14 @@ def write_report(study: Study) -> Report:
         *_environment_blocks(rows),
         *_reproduce_blocks(study),
     ]
-    report = Report(folder / "report.md", folder / "report.html", folder / "table.json", results)
-    table = {"study": study.name, **document(results)}
+    report = Report(
+        markdown=folder / "report.md",
+        html=folder / "report.html",
+        table=folder / "table.json",
+        results=results,
+        oracle=truth,
+    )
+    table = {"study": study.name, **document(results), "oracle": truth.to_json()}
     replace_file(report.table, json.dumps(table, indent=2, allow_nan=False).encode())
     replace_file(report.html, to_html(blocks, f"Study {study.name}").encode())
     replace_file(report.markdown, to_markdown(blocks, folder).encode())

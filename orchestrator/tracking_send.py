@@ -9,14 +9,16 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 from orchestrator.ledger import Row, Stage
+from orchestrator.oracle import StudyOracle, of_study
 from orchestrator.outbox import EPOCH_METRICS
 from orchestrator.study import Study
 from orchestrator.tracking_notes import row_note, study_note
 from orchestrator.tracking_runs import Run, RunRefusedError, Store, study_totals, write_artifacts
-from orchestrator.tracking_view import Point, digest, flat_params, milliseconds, view_of
+from orchestrator.tracking_view import Point, RunView, digest, flat_params, milliseconds, view_of
 from spaces.core.errors import SpaceError
 
 _NOTE = "mlflow.note.content"
@@ -138,8 +140,8 @@ class Sender:
             row: The row.
             points: Points of epochs that were reported live and are not in the store.
         """
-        view = view_of(row, self._study.id, self.parent)
-        if run.digest == digest(row) and run.status == view.status and not points:
+        view = self._view(row)
+        if run.digest == digest(row, self._oracle) and run.status == view.status and not points:
             return
         steps = self.steps_of(run) | {p.step for p in points}
         points = points + [p for p in view.curve if p.step not in steps] + view.totals
@@ -153,6 +155,17 @@ class Sender:
             with forgiving(f"{row.key}: its artifacts"):
                 self._store.upload(run.run_id, Path(folder))
                 run.artifacts = True
+
+    def _view(self, row: Row) -> RunView:
+        return view_of(row, self._study.id, self.parent, self._oracle)
+
+    @cached_property
+    def _oracle(self) -> StudyOracle | None:
+        """The study's oracle, read with the first row that has ended."""
+        oracle, reason = of_study(self._study)
+        if reason:
+            _log.warning("%s", reason)
+        return oracle
 
     def describe(self, keys: Iterable[str]) -> None:
         """Finish the runs of rows just sent, and tell the runs that are linked with them."""
@@ -179,10 +192,10 @@ class Sender:
                     self._finish(self.runs[key], row, others)
 
     def _finish(self, run: Run, row: Row, related: Iterable[str]) -> None:
-        view = view_of(row, self._study.id, self.parent)
+        view = self._view(row)
         others = [self.runs[key].outcome() for key in related]
         # Without its artifacts a row is not whole: a rebuild sends it again.
-        tags = {"nas.row": digest(row) if run.artifacts else "incomplete"}
+        tags = {"nas.row": digest(row, self._oracle) if run.artifacts else "incomplete"}
         with contextlib.suppress(SpaceError):
             tags[_NOTE] = row_note(row, run.outcome(), others, self._experiment_id)
         if any(run.tags.get(name) != value for name, value in tags.items()):

@@ -6,14 +6,17 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger import Row
 from orchestrator.outbox import epoch_metrics
 from spaces.core import plugins
 from spaces.core.errors import NasError
+
+if TYPE_CHECKING:
+    from orchestrator.oracle import StudyOracle
 
 # MLflow's own limits: longer values are cut by it, with a warning.
 _PARAM_LENGTH, _TAG_LENGTH = 6000, 5000
@@ -69,17 +72,22 @@ class RunView:
     totals: list[Point]
 
 
-def view_of(row: Row, study_id: str, parent: str) -> RunView:
-    """Return `row` as a run of the study `study_id` whose own run is `parent`."""
+def view_of(row: Row, study_id: str, parent: str, oracle: StudyOracle | None = None) -> RunView:
+    """Return `row` as a run of the study `study_id` whose own run is `parent`.
+
+    What the study's oracle says of a search is among the totals, its epochs too: it is told with
+    the row's end and never while the search runs.
+    """
+    of_oracle = oracle if row.stage == "search" else None
     return RunView(
         name=run_name(row),
         status=_RUN_STATUS[row.status],
         start=milliseconds(row.started),
         end=None if row.ended is None else milliseconds(row.ended),
-        tags=_tags(row, study_id, parent),
+        tags=_tags(row, study_id, parent) | ({"oracle": of_oracle.title} if of_oracle else {}),
         params=flat_params(row),
         curve=_curve(row),
-        totals=_totals(row),
+        totals=_totals(row) + (_truths(row, of_oracle) if of_oracle else []),
     )
 
 
@@ -104,9 +112,11 @@ def run_name(row: Row) -> str:
     return f"{prefix}{row_label(row)} · seed {row.seed}"
 
 
-def digest(row: Row) -> str:
-    """Return 16 hex characters of the row's content: equal where nothing has to be sent again."""
+def digest(row: Row, oracle: StudyOracle | None = None) -> str:
+    """Return 16 hex characters of what a run shows: equal where nothing has to be sent again."""
     text = json.dumps(row.to_json(), sort_keys=True)
+    if oracle is not None and row.stage == "search":
+        text += oracle.digest
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -178,18 +188,40 @@ def _tags(row: Row, study_id: str, parent: str) -> dict[str, str]:
 
 
 def _curve(row: Row) -> list[Point]:
-    points = []
+    return [
+        Point(name, value, t, step)
+        for step, t, entry in _epochs(row)
+        for name, value in epoch_metrics(row.stage, entry).items()
+    ]
+
+
+def _epochs(row: Row) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
+    """Yield epoch, milliseconds since 1970 of its end, and entry of the curve."""
     seconds = row.started
     for place, entry in enumerate(row.curve, start=1):
         # An entry may lack the time its epoch ended at; its length then stands in for it.
         seconds += _number(entry.get("epoch_time_s")) or 0.0
         seconds = _number(entry.get("ended")) or seconds
-        step = int(entry.get("epoch", place))
-        metrics = epoch_metrics(row.stage, entry)
-        points += [
-            Point(name, value, milliseconds(seconds), step) for name, value in metrics.items()
-        ]
-    return points
+        yield int(entry.get("epoch", place)), milliseconds(seconds), entry
+
+
+def _truths(row: Row, oracle: StudyOracle) -> list[Point]:
+    """Return the true test accuracy and regret of every epoch's genotype, and of the row's own."""
+    by_epoch = oracle.by_epoch(row)
+    points = [
+        Point(f"oracle/{name}", getattr(by_epoch[step], name), t, step)
+        for step, t, _ in _epochs(row)
+        if step in by_epoch
+        for name in ("test_accuracy", "test_regret")
+    ]
+    own = oracle.of_row(row)
+    if own is None:
+        return points
+    # Not the last epoch's where a method takes the genotype of its best one.
+    t = milliseconds(row.ended if row.ended is not None else row.started)
+    final = {name: float(getattr(own, name)) for name in ("test_accuracy", "test_regret", "rank")}
+    step = row.epochs_done or len(row.curve)
+    return points + [Point(f"oracle/final_{name}", value, t, step) for name, value in final.items()]
 
 
 def _totals(row: Row) -> list[Point]:

@@ -30,7 +30,15 @@ def check_tune(value: Any, problems: Problems, *, swept: bool) -> Tune:
         "seeds_per_trial": _seeds_per_trial(given.pop("seeds_per_trial", "auto"), problems),
     }
     metric = given.get("metric", "val_accuracy")
-    if isinstance(metric, str) and "test" in metric:
+    if isinstance(metric, str) and "oracle" in metric:
+        problems.add(
+            "tune.metric",
+            f"tune.metric cannot be of the oracle, got {metric!r}: its table holds the test "
+            "accuracies that the study is judged by, so that a search led by them would prove "
+            "nothing. Write val_accuracy.",
+        )
+        del given["metric"]
+    elif isinstance(metric, str) and "test" in metric:
         problems.add(
             "tune.metric",
             f"tune.metric must be of the validation split, got {metric!r}. The test split is read "

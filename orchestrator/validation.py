@@ -18,6 +18,7 @@ from orchestrator.experiment import (
     Tune,
     sweep_word,
 )
+from orchestrator.oracle_section import check_oracle
 from orchestrator.problems import Problems
 from orchestrator.sections import check_lowest, check_mapping, check_record
 from orchestrator.settings_tree import check_construction, check_fields, check_plugin, specs_of
@@ -51,7 +52,7 @@ def check_experiment(
         document: What the file says, with the overrides of the command line in it.
         problems: Takes everything that is wrong.
         name: Name of the study, over the one in the file.
-        folders: Where relative dataset paths are looked for; None takes them as they are.
+        folders: Where relative paths of plug-ins are looked for; None takes them as they are.
 
     Returns:
         None if there are problems.
@@ -82,6 +83,7 @@ def check_experiment(
         ),
         "search": search,
         "diagnostics": _diagnostics(given.get("diagnostics"), problems),
+        "oracle": check_oracle(given.get("oracle"), space, problems, folders),
         "retrain": _retrain(given.get("retrain"), search, problems),
         "tune": check_tune(given.get("tune"), problems, swept=swept),
         "ray": _ray(given.get("ray"), problems),

@@ -22,6 +22,10 @@ class PluginSettingsError(NasError):
     """Settings that a plug-in does not accept."""
 
 
+class OracleError(NasError):
+    """A benchmark table that is missing, damaged or unfit, or a cell that it does not have."""
+
+
 def near_miss(got: str, valid: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest of `valid`, or an empty text."""
     close = difflib.get_close_matches(got, list(valid), n=1, cutoff=0.6)

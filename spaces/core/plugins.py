@@ -37,6 +37,7 @@ PACKAGES: Mapping[str, str] = {
     "selections": "trainables.selection",
     "early_stops": "trainables.early_stopping",
     "datasets": "trainables.datasets",
+    "oracles": "spaces.oracles",
 }
 ENVIRONMENT_VARIABLE = "NAS_PLUGINS"
 _SINGULAR = {
@@ -46,8 +47,9 @@ _SINGULAR = {
     "selections": "selection",
     "early_stops": "early_stop",
     "datasets": "dataset",
+    "oracles": "oracle",
 }
-_CONSTANTS = frozenset({"EXPORTS", "SOURCE", "RESULTS_VERSION", "PROVIDES"})
+_CONSTANTS = frozenset({"EXPORTS", "SOURCE", "RESULTS_VERSION", "PROVIDES", "SPACES"})
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -128,6 +130,7 @@ class PluginInfo:
         config: Frozen dataclass of its settings; of a method, with those of every method.
         own: Frozen dataclass of its own settings alone.
         provides: Parts in `SLOTS` that it has itself and can lend to other methods.
+        spaces: Of an oracle, the spaces whose genotypes it knows; `*` stands for any ending.
     """
 
     name: str
@@ -140,6 +143,7 @@ class PluginInfo:
     config: type[Any]
     own: type[Any]
     provides: tuple[str, ...] = ()
+    spaces: tuple[str, ...] = ()
 
 
 def plugin_folders() -> tuple[Path, ...]:
@@ -444,6 +448,7 @@ def _read(kind: str, module: str, path: Path, _mtime_ns: int) -> tuple[PluginInf
             config=config,
             own=own,
             provides=provides,
+            spaces=tuple(constants.get("SPACES", ())),
         )
         for name, own_summary in summaries.items()
     )

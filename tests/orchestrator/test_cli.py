@@ -19,6 +19,7 @@ from orchestrator.study import Study
 from spaces.core import named
 from spaces.core.plugins import ENVIRONMENT_VARIABLE
 from tests.orchestrator.fake_study import CELL, YAML, fill, make_study, search_row
+from tests.spaces.tables import columns201, write
 
 ROOT = Path(__file__).resolve().parents[2]
 STRING = CELL.format("skip_connect")
@@ -170,7 +171,9 @@ def test_plugin_folders_add_to_what_is_listed(nas: Nas, tmp_path: Path) -> None:
     assert os.environ[ENVIRONMENT_VARIABLE] == str(tmp_path / "mine")
 
 
-@pytest.mark.parametrize("kind", ["methods", "alpha_gradients", "spaces", "datasets", "selections"])
+@pytest.mark.parametrize(
+    "kind", ["methods", "alpha_gradients", "spaces", "datasets", "selections", "oracles"]
+)
 def test_list_says_name_summary_and_source(kind: str, nas: Nas) -> None:
     code, out, err = nas("list", kind, "--json")
     assert (code, err) == (0, "")
@@ -569,3 +572,35 @@ def test_sync_sends_or_rebuilds(nas: Nas, study: Study, monkeypatch: pytest.Monk
 )
 def test_the_hint_to_resume_can_be_pasted(root: str, command: str) -> None:
     assert commands_run.resume_command("s", Path(root)) == command
+
+
+def test_report_says_what_the_oracle_says(nas: Nas, tmp_path: Path) -> None:
+    table = write(columns201(), tmp_path / "nb201.parquet")
+    text = f"{YAML}oracle: {{name: nasbench201, path: {table}}}\n"
+    study = make_study(tmp_path / "studies", text)
+    study.ledger.write(search_row("darts", 0, [0.5]))
+    code, out, err = nas("report", "tiny")
+    assert (code, err) == (0, "")
+    # Of its six edges three have 3x3 convolutions: 40 + 3 * 9 of 94 %.
+    assert "67.00 [–]" in out
+    assert "27.00 [–]" in out
+    table.unlink()
+    code, out, err = nas("report", "tiny", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["oracle"]["reason"].startswith("left out what the oracle nasbench201")
+    code, out, err = nas("report", "tiny")
+    assert code == 0
+    assert "67.00" not in out
+    assert err.count("there is no such file") == 1
+
+
+def test_a_wrong_oracle_ends_a_run_before_torch(tmp_path: Path) -> None:
+    for name, oracle in (("lost", "no.parquet"), ("bad", "bad.csv")):
+        (tmp_path / "bad.csv").write_text("arch,accuracy\n|none~0|,1.0\n")
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(f"{YAML}oracle: {{name: nasbench201, path: {oracle}}}\n")
+        done = fresh("run", file.name, cwd=tmp_path)
+        assert done.returncode == 2
+        message, imported = done.stderr.strip().splitlines()
+        assert "oracle.path" in message
+        assert imported == "IMPORTED []"
