@@ -48,6 +48,7 @@ class Darts(Space):
 
     evaluation = Evaluation(channels=36, cells=20, classes=10)
     has_auxiliary = True
+    has_imagenet_stem = True
 
     def __init__(self, name: str, config: Config) -> None:
         cell_types = (darts_cells.NORMAL, darts_cells.REDUCTION)

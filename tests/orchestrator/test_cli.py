@@ -168,7 +168,9 @@ def test_plugin_folders_add_to_what_is_listed(nas: Nas, tmp_path: Path) -> None:
     assert os.environ[ENVIRONMENT_VARIABLE] == str(tmp_path / "mine")
 
 
-@pytest.mark.parametrize("kind", ["methods", "alpha_gradients", "spaces", "datasets", "selections"])
+@pytest.mark.parametrize(
+    "kind", ["methods", "alpha_gradients", "spaces", "datasets", "selections", "genotypes"]
+)
 def test_list_says_name_summary_and_source(kind: str, nas: Nas) -> None:
     code, out, err = nas("list", kind, "--json")
     assert (code, err) == (0, "")
@@ -226,6 +228,15 @@ def test_show_uses_the_published_network_where_no_size_is_given(nas: Nas) -> Non
     assert shown["params"] - fewer["params"] == 3 * 65
 
 
+def test_show_builds_the_network_for_images_of_the_size_that_is_given(nas: Nas) -> None:
+    words = ("show", "DARTS_V2", "--channels", "4", "--cells", "4", "--json")
+    small, large = (json.loads(nas(*words, "--image-size", size)[1]) for size in ("64", "128"))
+    assert (small["image_size"], large["image_size"]) == (64, 128)
+    # Three convolutions that make images 8 times smaller, in the place of one that does not.
+    assert large["macs"] < small["macs"]
+    assert large["params"] != small["params"]
+
+
 def test_show_takes_the_depth_from_a_genotype_that_has_one(nas: Nas) -> None:
     cells = named.named(named.names()[0]).to_json()["cells"]
     # Of four cells the second and the third reduce.
@@ -258,7 +269,8 @@ def test_show_knows_names(nas: Nas) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["show", "DARTS_V9"], "the names are"),
+        (["show", "DARTS_V9"], "Did you mean 'DARTS_V"),
+        (["show", "my-cell"], "`nas list genotypes` has the names"),
         (["show", STRING, "--out", "cell.jpg"], "must end in .png or .svg"),
         (["show", "|what~0|+"], "must be written"),
         (["show", "binary"], "is no text file"),
