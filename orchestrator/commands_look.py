@@ -128,6 +128,7 @@ def list_plugins(
             "early_stops",
             "spaces",
             "datasets",
+            "protocols",
             "genotypes",
         ],
         typer.Argument(help="What to list."),

@@ -133,6 +133,8 @@ class Retrain(Record):
         consistent: Whether a genotype is trained as it was searched: in the size of the supernet,
             with the search's optimizer, regularisation and augmentation. `settings` then counts in
             its epochs and val_share alone.
+        protocol: Name of the published settings that `settings` and sizes were filled in from where
+            the file said nothing else; a record alone, since `settings` holds every value.
     """
 
     settings: RetrainSettings = RetrainSettings()
@@ -140,6 +142,7 @@ class Retrain(Record):
     per: Literal["method", "study"] = "method"
     seeds: tuple[int, ...] = (0,)
     consistent: bool = False
+    protocol: str | None = None
 
     def given(self) -> dict[str, Any]:
         """Return the settings that the experiment itself decides."""

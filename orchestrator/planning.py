@@ -18,7 +18,7 @@ from orchestrator.ledger import Row, row_key, with_selections
 from orchestrator.sweep_words import candidates, canonical
 from orchestrator.units import Unit
 from spaces.core import plugins
-from trainables.settings import RetrainSettings, SearchSettings, consistent_with
+from trainables.settings import RetrainSettings, SearchSettings, consistent_with, identifying
 
 if TYPE_CHECKING:
     from orchestrator.factors import Configuration
@@ -231,7 +231,8 @@ def genotype_units(
     """
     if experiment.retrain is None:
         return []
-    settings = dataclasses.asdict(retrain_settings(experiment.retrain, space, search))
+    training = retrain_settings(experiment.retrain, space, search)
+    settings = dataclasses.asdict(training)
     trained = {"genotype": dict(genotype), "space": dict(space), "dataset": experiment.dataset}
     units = []
     for seed in experiment.retrain.seeds:
@@ -240,7 +241,7 @@ def genotype_units(
             {
                 "genotype": genotype_hash,
                 "space": dict(space)["name"],
-                "retrain": settings,
+                "retrain": identifying(training),
                 "dataset": dict(identity.dataset),
                 "plugins": identity.plugins,
                 "seed": seed,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger import with_selections
 from orchestrator.statistics import METHOD, MIN_SEEDS, Summary, show_share, show_time, summarize
+from trainables.settings import with_later
 
 if TYPE_CHECKING:
     from orchestrator.ledger import Row
@@ -125,7 +126,9 @@ def tabulate(
     if retrain_settings is not None:
         given = retrain_settings.items()
         rows = [
-            r for r in rows if r.stage == "search" or given <= r.settings.get("retrain", {}).items()
+            row
+            for row in rows
+            if row.stage == "search" or given <= with_later(row.settings.get("retrain", {})).items()
         ]
     searches = with_selections([row for row in rows if row.stage == "search"])
     retrains = [row for row in rows if row.stage == "retrain" and row.status == "finished"]

@@ -128,6 +128,10 @@ def _retrain() -> Schema:
         **_SEEDS,
         "default": [0],
     }
+    schema["properties"]["protocol"] = {
+        "description": _attributes(Retrain)["protocol"],
+        **_or_none({"enum": list(plugins.available("protocols"))}),
+    }
     return schema
 
 

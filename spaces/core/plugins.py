@@ -37,6 +37,7 @@ PACKAGES: Mapping[str, str] = {
     "selections": "trainables.selection",
     "early_stops": "trainables.early_stopping",
     "datasets": "trainables.datasets",
+    "protocols": "trainables.protocols",
 }
 ENVIRONMENT_VARIABLE = "NAS_PLUGINS"
 _SINGULAR = {
@@ -46,6 +47,7 @@ _SINGULAR = {
     "selections": "selection",
     "early_stops": "early_stop",
     "datasets": "dataset",
+    "protocols": "protocol",
 }
 _CONSTANTS = frozenset({"EXPORTS", "SOURCE", "RESULTS_VERSION", "PROVIDES"})
 _ROOT = Path(__file__).resolve().parents[2]
