@@ -169,7 +169,8 @@ def test_plugin_folders_add_to_what_is_listed(nas: Nas, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["methods", "alpha_gradients", "spaces", "datasets", "selections", "genotypes"]
+    "kind",
+    ["methods", "alpha_gradients", "spaces", "datasets", "selections", "protocols", "genotypes"],
 )
 def test_list_says_name_summary_and_source(kind: str, nas: Nas) -> None:
     code, out, err = nas("list", kind, "--json")
