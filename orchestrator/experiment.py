@@ -127,7 +127,8 @@ class Retrain(Record):
 
     Attributes:
         settings: Settings of each retraining.
-        top_k: How many of the best distinct genotypes, by validation accuracy.
+        top_k: How many of the best distinct genotypes.
+        by: Value of the validation split that they are best by.
         per: "method": the best of each method's; "study": the best of all.
         seeds: Seeds of the retrainings of each genotype.
         consistent: Whether a genotype is trained as it was searched: in the size of the supernet,
@@ -139,6 +140,7 @@ class Retrain(Record):
 
     settings: RetrainSettings = RetrainSettings()
     top_k: int = 1
+    by: Metric = "val_accuracy"
     per: Literal["method", "study"] = "method"
     seeds: tuple[int, ...] = (0,)
     consistent: bool = False

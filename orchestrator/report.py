@@ -64,7 +64,8 @@ def write_report(study: Study) -> Report:
     """Write the report of what a study's folder holds now, finished or not."""
     rows = study.rows()
     retrain = study.experiment.retrain
-    results = tabulate(rows, retrain.given() if retrain else None)
+    by = retrain.by if retrain else "val_accuracy"
+    results = tabulate(rows, retrain.given() if retrain else None, by)
     folder = study.report
     folder.mkdir(parents=True, exist_ok=True)
     blocks: list[Block] = [
@@ -72,7 +73,7 @@ def write_report(study: Study) -> Report:
         *_state(study),
         Heading("Results"),
         Grid(COLUMNS, [result.cells() for result in results], NUMERIC),
-        Paragraph(" ".join(caption(results))),
+        Paragraph(" ".join(caption(results, by))),
         *_curve_blocks(rows, results, folder),
         *_diagnosis_blocks(rows, folder),
         *_genotype_blocks(results, folder),

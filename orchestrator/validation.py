@@ -235,6 +235,7 @@ def _retrain(value: Any, search: Mapping[str, Any], problems: Problems) -> Retra
     return Retrain(
         settings=RetrainSettings(**settings),
         top_k=tree["top_k"],
+        by=tree["by"],
         per=tree["per"],
         seeds=seeds,
         consistent=tree["consistent"],
