@@ -163,11 +163,17 @@ def check_methods(experiment: Experiment) -> None:
                         f"retrain.consistent cannot be combined with {name}, whose supernets have "
                         "several depths: give retrain.cells and the rest."
                     )
+                space = _space(parts["space"])
                 structure = (method.structure, method.stages_of(epochs))
                 needs = f"{structure} {parts['space']}"
                 if needs not in tried:
                     tried.add(needs)
-                    check_supernets(_space(parts["space"]), method, epochs=epochs)
+                    check_supernets(space, method, epochs=epochs)
+                if _wants_imagenet_stem(experiment) and not space.has_imagenet_stem:
+                    problems.append(
+                        f"retrain.stem cannot be imagenet in space {space.name}, whose networks "
+                        "have no such stem."
+                    )
                 if plain.get("select") and experiment.selection != {"name": "magnitude"}:
                     problems.append("selection has no effect where method.select is given.")
             except (PluginSettingsError, SpaceError) as error:
@@ -175,6 +181,11 @@ def check_methods(experiment: Experiment) -> None:
     if problems:
         lines = (f"{experiment.name}: {problem}" for problem in dict.fromkeys(problems))
         raise ConfigError("\n".join(lines))
+
+
+def _wants_imagenet_stem(experiment: Experiment) -> bool:
+    retrain = experiment.retrain
+    return retrain is not None and not retrain.consistent and retrain.settings.stem == "imagenet"
 
 
 def _space(settings: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ import typer
 from orchestrator import display
 from orchestrator.commands_run import USER_ERROR, Json
 from orchestrator.genotypes import find_genotype
-from spaces.core import plugins
+from spaces.core import named, plugins
 from spaces.core.errors import NasError
 
 
@@ -67,6 +67,15 @@ def show(
         int | None, typer.Option("--cells", min=1, help="Cells (NAS-Bench-201: per stage).")
     ] = None,
     classes: Annotated[int | None, typer.Option("--classes", min=1, help="Classes.")] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            "--image-size",
+            min=1,
+            help="Side of the images, in pixels; from 128 on with the stem "
+            "for ImageNet, where the space has it.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Drawing, .png or .svg; default SPACE-HASH.png.")
     ] = None,
@@ -75,7 +84,8 @@ def show(
     """Draw a genotype's cell and count parameters and multiply-adds of its network.
 
     Sizes that are not given are those of the space's published evaluation network. The auxiliary
-    head is not counted. With --json a drawing is made only where --out is given.
+    head is not counted; multiply-adds are those of convolutions and matrix products, for one image.
+    With --json a drawing is made only where --out is given.
     """
     if out is not None and out.suffix.lower() not in {".png", ".svg"}:
         raise NasError(f"--out must end in .png or .svg, got {str(out)!r}.")
@@ -89,14 +99,9 @@ def show(
         "channels": channels or built.evaluation.channels,
         "cells": built.network_cells(found, cells),
         "classes": classes or built.evaluation.classes,
+        "image_size": image_size or built.evaluation.image_size,
     }
-    cost = network_cost(
-        built,
-        found,
-        **sizes,
-        in_channels=built.evaluation.in_channels,
-        image_size=built.evaluation.image_size,
-    )
+    cost = network_cost(built, found, **sizes, in_channels=built.evaluation.in_channels)
     if out is None and not as_json:
         out = Path(f"{found.space}-{found.hash}.png")
     if out is not None:
@@ -109,10 +114,10 @@ def show(
         display.say_json({**document, "drawing": None if out is None else str(out)})
         return
     pairs = [("space", found.space), ("hash", found.hash), ("text", built.format(found))]
-    pairs += [(size, str(value)) for size, value in sizes.items()]
+    pairs += [(size.replace("_", " "), str(value)) for size, value in sizes.items()]
     pairs += [("params", f"{cost.params:,}"), ("macs", f"{cost.macs:,}"), ("drawing", str(out))]
     for key, value in pairs:
-        display.say(f"{key:<9} {value}")
+        display.say(f"{key:<10} {value}")
 
 
 def list_plugins(
@@ -125,16 +130,22 @@ def list_plugins(
             "spaces",
             "datasets",
             "oracles",
+            "protocols",
+            "genotypes",
         ],
         typer.Argument(help="What to list."),
     ],
     as_json: Json = False,
 ) -> None:
     """List what there is to choose from, one line each, with its source."""
-    found = [plugins.describe(kind, name) for name in plugins.available(kind)]
+    columns = ("name", "summary", "source")
+    if kind == "genotypes":
+        described = [(name, named.describe(name)) for name in named.names()]
+        rows = [(name, entry.summary, entry.source) for name, entry in described]
+    else:
+        found = [plugins.describe(kind, name) for name in plugins.available(kind)]
+        rows = [(info.name, info.summary, info.source) for info in found]
     if as_json:
-        keys = ("name", "summary", "source")
-        display.say_json([{key: getattr(info, key) for key in keys} for info in found])
+        display.say_json([dict(zip(columns, row, strict=True)) for row in rows])
         return
-    rows = [(info.name, info.summary, info.source) for info in found]
-    display.say_table(display.table(("name", "summary", "source"), rows))
+    display.say_table(display.table(columns, rows))

@@ -142,7 +142,13 @@ def retrain(
 
     file = Study.open(like, root).experiment_file if _is_study(like, root) else Path(like)
     experiment = config.load_experiment(file, overrides or (), name)
-    genotype = find_genotype(what, experiment.settings("space")["name"])
+    space = experiment.settings("space")["name"]
+    genotype = find_genotype(what, space)
+    if genotype.space != space:
+        raise NasError(
+            f"{what} is a genotype of space '{genotype.space}', and {like} has space '{space}': "
+            f"give --like an experiment in '{genotype.space}', or --set space={genotype.space}."
+        )
     if name is None:
         experiment = experiment.model_copy(update={"name": f"retrain-{genotype.hash}"})
     config.check_hardware(experiment)

@@ -68,7 +68,7 @@ def load_resolved(path: str | Path) -> Experiment:
         ConfigError: It has been changed by hand, and wrongly.
     """
     problems = Problems()
-    experiment = check_experiment(_read(Path(path)), problems)
+    experiment = check_experiment(_read(Path(path)), problems, resolved=True)
     if experiment is None or problems:
         raise ConfigError(_report(Path(path), (), problems))
     return experiment

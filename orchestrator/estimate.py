@@ -63,7 +63,7 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         if study is None or not _has(study, key)
     )
     busy = max(1, min(concurrent, len(units)))
-    retrain_s, retrain = _measure_retraining(experiment, units)
+    retrain_s, retrain, retrain_notes = _measure_retraining(experiment, units)
     start_s = _START_S + _WORKERS_START_S * (1 + bool(retrain_s))
     slower = _SIDE_BY_SIDE if busy > 1 and per_trial.gpus == 0 else 1.0
     kept = len(plans) if experiment.kept is None else min(experiment.kept, len(plans))
@@ -81,7 +81,7 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         # A running trial has weights, momentum and a copy of both on disk.
         disk_bytes=_FIXED_BYTES + kept * largest + 3 * busy * largest + 2 * rows_bytes,
         retrain=retrain,
-        notes=[*_notes(experiment), *_probe_notes(experiment, probes)],
+        notes=[*_notes(experiment), *_probe_notes(experiment, probes), *retrain_notes],
         schedules={unit.label: text for unit in units if (text := _schedule(unit))},
     )
 
@@ -254,13 +254,18 @@ def _search_trial(experiment: Experiment, unit: Unit) -> SearchTrial:
     )
 
 
-def _measure_retraining(experiment: Experiment, units: Sequence[Unit]) -> tuple[float, str]:
-    """Return the seconds of all retrainings, by the network of a genotype of random alphas."""
+def _measure_retraining(
+    experiment: Experiment, units: Sequence[Unit]
+) -> tuple[float, str, list[str]]:
+    """Return the seconds of all retrainings, by the network of a genotype of random alphas.
+
+    Beside them a line on how many they are, and what their settings cannot have.
+    """
     from trainables.retrain import RetrainTrial
 
     retrain = experiment.retrain
     if retrain is None:
-        return 0.0, ""
+        return 0.0, "", []
     unit = units[0]
     trial = RetrainTrial(
         genotype=_search_trial(experiment, unit).genotype,
@@ -275,7 +280,7 @@ def _measure_retraining(experiment: Experiment, units: Sequence[Unit]) -> tuple[
     count = len(groups) * retrain.top_k * len(retrain.seeds)
     epoch_s = trial.time_steps(2) * trial.steps_per_epoch
     text = f"at most {count} of {retrain.settings.epochs} epochs, about {epoch_s:.2g} s each"
-    return count * retrain.settings.epochs * epoch_s, text
+    return count * retrain.settings.epochs * epoch_s, text, trial.notes
 
 
 def _sizes(state: Any) -> Iterator[int]:

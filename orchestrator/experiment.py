@@ -127,19 +127,24 @@ class Retrain(Record):
 
     Attributes:
         settings: Settings of each retraining.
-        top_k: How many of the best distinct genotypes, by validation accuracy.
+        top_k: How many of the best distinct genotypes.
+        by: Value of the validation split that they are best by.
         per: "method": the best of each method's; "study": the best of all.
         seeds: Seeds of the retrainings of each genotype.
         consistent: Whether a genotype is trained as it was searched: in the size of the supernet,
             with the search's optimizer, regularisation and augmentation. `settings` then counts in
             its epochs and val_share alone.
+        protocol: Name of the published settings that `settings` and sizes were filled in from where
+            the file said nothing else; a record alone, since `settings` holds every value.
     """
 
     settings: RetrainSettings = RetrainSettings()
     top_k: int = 1
+    by: Metric = "val_accuracy"
     per: Literal["method", "study"] = "method"
     seeds: tuple[int, ...] = (0,)
     consistent: bool = False
+    protocol: str | None = None
 
     def given(self) -> dict[str, Any]:
         """Return the settings that the experiment itself decides."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spaces.core.errors import SpaceError
+from spaces.core.errors import SpaceError, near_miss
 
 if TYPE_CHECKING:
     from spaces.core.genotype import Genotype
@@ -40,10 +40,8 @@ def find_genotype(text: str, space: str | None = None) -> Genotype:
         return named.named(text)
     if any(sign in text for sign in "|{[("):
         return parse(text, space)
-    raise SpaceError(
-        f"{text!r} is no file, no official genotype text and no name; "
-        f"the names are {', '.join(named.names())}."
-    )
+    hint = near_miss(text, named.names()) or " `nas list genotypes` has the names."
+    raise SpaceError(f"{text!r} is no file, no official genotype text and no name.{hint}")
 
 
 def _is_file(path: Path) -> bool:

@@ -183,6 +183,13 @@ class Row:
             return _first([self.curve[self.genotype_epoch - 1]], metric)
         return self.value(metric)
 
+    def quality(self, metric: str) -> float:
+        """Return `metric` at the epoch that the genotype is of, so turned that more is better."""
+        value = self.genotype_value(metric)
+        if value is None:
+            return -math.inf
+        return -value if metric.endswith("loss") else value
+
 
 def _first(entries: Iterable[Mapping[str, Any]], metric: str) -> float | None:
     for entry in entries:

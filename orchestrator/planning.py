@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import factors
 from orchestrator.dimensions import without_words
-from orchestrator.experiment import Experiment, Retrain, sweep_word
+from orchestrator.experiment import Experiment, Metric, Retrain, sweep_word
 from orchestrator.labels import plugin_labels
 from orchestrator.ledger import Row, row_key, with_selections
 from orchestrator.sweep_words import candidates, canonical
 from orchestrator.units import Unit
 from spaces.core import plugins
-from trainables.settings import RetrainSettings, SearchSettings, consistent_with
+from trainables.settings import RetrainSettings, SearchSettings, consistent_with, identifying
 
 if TYPE_CHECKING:
     from orchestrator.factors import Configuration
@@ -173,7 +173,7 @@ def retrain_units(
     chosen: dict[str, tuple[Row, list[str]]] = {}
     for name, members in _grouped(experiment, rows).items():
         hashes: list[str] = []
-        for row in _best_first(members):
+        for row in _best_first(members, experiment.retrain.by):
             if row.genotype_hash is None or row.genotype_hash in hashes:
                 continue
             hashes.append(row.genotype_hash)
@@ -231,7 +231,8 @@ def genotype_units(
     """
     if experiment.retrain is None:
         return []
-    settings = dataclasses.asdict(retrain_settings(experiment.retrain, space, search))
+    training = retrain_settings(experiment.retrain, space, search)
+    settings = dataclasses.asdict(training)
     trained = {"genotype": dict(genotype), "space": dict(space), "dataset": experiment.dataset}
     units = []
     for seed in experiment.retrain.seeds:
@@ -240,7 +241,7 @@ def genotype_units(
             {
                 "genotype": genotype_hash,
                 "space": dict(space)["name"],
-                "retrain": settings,
+                "retrain": identifying(training),
                 "dataset": dict(identity.dataset),
                 "plugins": identity.plugins,
                 "seed": seed,
@@ -292,12 +293,9 @@ def _grouped(experiment: Experiment, rows: Sequence[Row]) -> dict[str, list[Row]
     return grouped
 
 
-def _best_first(rows: Sequence[Row]) -> list[Row]:
-    """Sort by validation accuracy of the last epoch; ties by label and seed, never by chance."""
-    return sorted(
-        rows,
-        key=lambda row: (-(row.genotype_value("val_accuracy") or 0.0), row.config_id, row.seed),
-    )
+def _best_first(rows: Sequence[Row], by: Metric) -> list[Row]:
+    """Sort by a metric at the genotype's epoch; ties by label and seed, never by chance."""
+    return sorted(rows, key=lambda row: (-row.quality(by), row.config_id, row.seed))
 
 
 def _extra(identity: Identity) -> dict[str, Any]:

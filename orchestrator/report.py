@@ -66,7 +66,8 @@ def write_report(study: Study) -> Report:
     """Write the report of what a study's folder holds now, finished or not."""
     rows = study.rows()
     retrain = study.experiment.retrain
-    results = tabulate(rows, retrain.given() if retrain else None)
+    by = retrain.by if retrain else "val_accuracy"
+    results = tabulate(rows, retrain.given() if retrain else None, by)
     truth = oracle_report.view(rows, *oracle.of_study(study))
     folder = study.report
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def write_report(study: Study) -> Report:
         *_state(study),
         Heading("Results"),
         Grid(COLUMNS, [result.cells() for result in results], NUMERIC),
-        Paragraph(" ".join(caption(results))),
+        Paragraph(" ".join(caption(results, by))),
         *_curve_blocks(rows, results, folder),
         *oracle_report.blocks(truth, folder),
         *_diagnosis_blocks(rows, folder),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger import with_selections
 from orchestrator.statistics import METHOD, MIN_SEEDS, Summary, show_share, show_time, summarize
+from trainables.settings import with_later
 
 if TYPE_CHECKING:
     from orchestrator.ledger import Row
@@ -38,7 +39,7 @@ class Result:
         accuracy: Their mean and interval.
         test_accuracies: Test accuracy of each retraining of `genotype_hash`, by retrain seed.
         test: Their mean and interval.
-        genotype_hash: Hash of the genotype with the best validation accuracy.
+        genotype_hash: Hash of the genotype with the best validation accuracy, or loss.
         genotype: Its JSON form.
         search_s: Mean duration of a finished search, in seconds.
     """
@@ -109,13 +110,16 @@ def _with_id(label: str, row: Row) -> str:
 
 
 def tabulate(
-    rows: Sequence[Row], retrain_settings: Mapping[str, Any] | None = None
+    rows: Sequence[Row],
+    retrain_settings: Mapping[str, Any] | None = None,
+    by: str = "val_accuracy",
 ) -> list[Result]:
     """Return the table's lines.
 
     Args:
         rows: Rows of both stages.
         retrain_settings: Only retrainings with these settings count; None takes all.
+        by: Metric by which the genotype of a line is the best of its seeds: `retrain.by`.
 
     Means are over finished searches alone: a stopped row was measured after fewer epochs, and a
     diverged or failed one has no accuracy; how many there were of each is in the line's `asked`.
@@ -125,12 +129,14 @@ def tabulate(
     if retrain_settings is not None:
         given = retrain_settings.items()
         rows = [
-            r for r in rows if r.stage == "search" or given <= r.settings.get("retrain", {}).items()
+            row
+            for row in rows
+            if row.stage == "search" or given <= with_later(row.settings.get("retrain", {})).items()
         ]
     searches = with_selections([row for row in rows if row.stage == "search"])
     retrains = [row for row in rows if row.stage == "retrain" and row.status == "finished"]
     results = [
-        _result(label, group, retrains) for label, group in by_label(searches).items()
+        _result(label, group, retrains, by) for label, group in by_label(searches).items()
     ] or _retrain_only([row for row in rows if row.stage == "retrain"])
     if all(max(result.accuracy.n, result.test.n) > 1 for result in results):
         results.sort(key=lambda result: -(result.accuracy.mean or result.test.mean or 0.0))
@@ -141,17 +147,17 @@ def _retrain_items(row: Row) -> Any:
     return row.settings.get("retrain", {}).items()
 
 
-def _result(label: str, group: Sequence[Row], retrains: Sequence[Row]) -> Result:
+def _result(label: str, group: Sequence[Row], retrains: Sequence[Row], by: str) -> Result:
     finished = [row for row in group if row.status == "finished"]
     scored = [(row, value) for row in finished if (value := row.value("val_accuracy")) is not None]
     tested = {row.genotype_hash for row in retrains}
     best: Row | None = None
     if scored:
-        # Among equal accuracies the genotype that was retrained is meant, then the lowest seed.
+        # Among equal ones the genotype that was retrained is meant, then the lowest seed.
         best = max(
             (row for row, _ in scored),
             key=lambda row: (
-                row.genotype_value("val_accuracy") or 0.0,
+                row.quality(by),
                 row.genotype_hash in tested,
                 -row.seed,
             ),
@@ -214,12 +220,13 @@ def document(results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
-def caption(results: Sequence[Result]) -> list[str]:
+def caption(results: Sequence[Result], by: str = "val_accuracy") -> list[str]:
     """Return the sentences that the table cannot be read without."""
+    best = "best one" if by == "val_accuracy" else "least validation loss"
     lines = [
         f"Interval: {METHOD}, for {MIN_SEEDS} seeds or more; a dash stands where there are fewer.",
         "Val accuracy is the supernet's on the validation split after the last epoch; the genotype "
-        "is that of the seed with the best one (for a method that takes the genotype of its best "
+        f"is that of the seed with the {best} (for a method that takes the genotype of its best "
         "epoch, after that epoch), and retraining it reads the test split.",
         "Search time is the mean of a finished search.",
     ]

@@ -124,11 +124,15 @@ def _diagnostics() -> Schema:
 def _retrain() -> Schema:
     schema = _record(RetrainSettings)
     plan = _record(Retrain)["properties"]
-    schema["properties"] |= {key: plan[key] for key in ("top_k", "per", "consistent")}
+    schema["properties"] |= {key: plan[key] for key in ("top_k", "by", "per", "consistent")}
     schema["properties"]["seeds"] = {
         "description": _attributes(Retrain)["seeds"],
         **_SEEDS,
         "default": [0],
+    }
+    schema["properties"]["protocol"] = {
+        "description": _attributes(Retrain)["protocol"],
+        **_or_none({"enum": list(plugins.available("protocols"))}),
     }
     return schema
 

@@ -20,6 +20,7 @@ from orchestrator.experiment import (
 )
 from orchestrator.oracle_section import check_oracle
 from orchestrator.problems import Problems
+from orchestrator.protocols import with_protocol
 from orchestrator.sections import check_lowest, check_mapping, check_record
 from orchestrator.settings_tree import check_construction, check_fields, check_plugin, specs_of
 from orchestrator.sweep_words import candidates, checked
@@ -45,6 +46,7 @@ def check_experiment(
     *,
     name: str | None = None,
     folders: Folders | None = None,
+    resolved: bool = False,
 ) -> Experiment | None:
     """Return the experiment that `document` describes, every default filled in.
 
@@ -53,6 +55,7 @@ def check_experiment(
         problems: Takes everything that is wrong.
         name: Name of the study, over the one in the file.
         folders: Where relative paths of plug-ins are looked for; None takes them as they are.
+        resolved: Whether it leaves nothing to a default or a protocol, as a study's own does.
 
     Returns:
         None if there are problems.
@@ -72,10 +75,14 @@ def check_experiment(
     )
     search = _search(given.get("search"), problems)
     swept = has_sampled(method) or has_sampled(space) or has_sampled(search)
+    dataset = _dataset(given, problems, folders)
+    retrain = given.get("retrain")
+    if not resolved and isinstance(retrain, Mapping) and space and dataset:
+        retrain = with_protocol(retrain, space, dataset, problems)
     values: dict[str, Any] = {
         "name": _name(given, name, problems),
         "space": space,
-        "dataset": _dataset(given, problems, folders),
+        "dataset": dataset,
         "seeds": check_seeds(given.get("seeds", [0]), "seeds", problems),
         "method": method,
         "selection": check_plugin(
@@ -84,7 +91,7 @@ def check_experiment(
         "search": search,
         "diagnostics": _diagnostics(given.get("diagnostics"), problems),
         "oracle": check_oracle(given.get("oracle"), space, problems, folders),
-        "retrain": _retrain(given.get("retrain"), search, problems),
+        "retrain": _retrain(retrain, search, problems),
         "tune": check_tune(given.get("tune"), problems, swept=swept),
         "ray": _ray(given.get("ray"), problems),
         "mlflow": _mlflow(given.get("mlflow"), problems),
@@ -230,9 +237,11 @@ def _retrain(value: Any, search: Mapping[str, Any], problems: Problems) -> Retra
     return Retrain(
         settings=RetrainSettings(**settings),
         top_k=tree["top_k"],
+        by=tree["by"],
         per=tree["per"],
         seeds=seeds,
         consistent=tree["consistent"],
+        protocol=tree["protocol"],
     )
 
 

@@ -69,6 +69,7 @@ class DartsPerCell(Space):
     """
 
     has_auxiliary = True
+    has_imagenet_stem = True
 
     def __init__(self, name: str, config: Config) -> None:
         names = cell_names(config.cells)

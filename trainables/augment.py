@@ -22,16 +22,20 @@ class Augmentation:
         flip: Whether an image is mirrored left to right with probability one half.
         cutout: Side of the square set to the dataset's mean colour (0 after normalisation), in
             pixels, its centre anywhere in the image, so that it may be cut by the border; 0 is off.
+        cutout_share: Probability of an image to be cut.
     """
 
     crop_padding: int = 0
     flip: bool = False
     cutout: int = 0
+    cutout_share: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("crop_padding", "cutout"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)!r}.")
+        if not 0 <= self.cutout_share <= 1:
+            raise ValueError(f"cutout_share must be in [0, 1], got {self.cutout_share!r}.")
 
 
 def crop_and_flip(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
@@ -69,13 +73,15 @@ def crop_and_flip(images: Tensor, augmentation: Augmentation, generator: torch.G
     return images.flatten(2).gather(2, pixels).view(batch, channels, height, width)
 
 
-def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Set one square of each image of a batch to zero.
+def cut_out(images: Tensor, side: int, generator: torch.Generator, share: float = 1.0) -> Tensor:
+    """Set one square of each image of a batch to zero, or of a share of the images.
 
     Args:
         images: Shape (B, C, H, W), normalised; unchanged on return.
         side: Side of the square in pixels; 0 returns `images` and draws nothing.
-        generator: Source of the square's centres, each uniform over the image.
+        generator: Source of the square's centres, each uniform over the image, and below a share
+            of 1 then of which images are cut.
+        share: Probability of an image to be cut.
 
     Returns:
         Shape (B, C, H, W).
@@ -100,6 +106,9 @@ def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
     in_rows = (rows >= first[0]) & (rows < first[0] + side)
     in_columns = (columns >= first[1]) & (columns < first[1] + side)
     square = in_rows[:, None, :, None] & in_columns[:, None, None, :]
+    if share < 1:
+        chances = torch.rand(batch, generator=generator, device=generator.device)
+        square &= (chances.to(device) < share)[:, None, None, None]
     # Five times as fast on a CPU as masked_fill with a broadcast mask.
     return images * (~square).to(images.dtype)
 

@@ -241,7 +241,8 @@ class Batches:
         pixels = self.images.images.index_select(0, index)
         pixels = crop_and_flip(pixels, self.augmentation, self._generator)
         images = self.images.normalised(pixels, self.dtype)
-        images = cut_out(images, self.augmentation.cutout, self._generator)
+        augmentation = self.augmentation
+        images = cut_out(images, augmentation.cutout, self._generator, augmentation.cutout_share)
         return images, self.images.labels.index_select(0, index)
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -22,15 +22,14 @@ from spaces.core import plugins
 from spaces.core.cost import network_cost
 from spaces.core.genotype import Genotype
 from spaces.core.network import Network
-from spaces.core.space import Space
+from spaces.core.space import LARGE_IMAGES, Space
 from trainables.choices import Plugin, choose_plugin, choose_settings
 from trainables.errors import DataError, StateError
 from trainables.images import Batches, ImageSet, choose_augmentation, split_train_val
-from trainables.settings import RetrainSettings
+from trainables.settings import RetrainSettings, identifying
 from trainables.state import (
     DTYPES,
     Fingerprint,
-    cloned,
     load_state,
     make_generator,
     purpose_seed,
@@ -153,6 +152,11 @@ class RetrainTrial:
                 f"The networks of space '{self.space.name}' have no auxiliary head: "
                 f"auxiliary_weight {settings.auxiliary_weight} has no effect."
             )
+        if settings.stem == "cifar" and self._image_size >= LARGE_IMAGES:
+            self.notes.append(
+                f"Images of {self._image_size} pixels go through the stem for small ones; "
+                "retrain.stem=imagenet makes them 8 times smaller before the first cell."
+            )
         self.network: Network = self.space.build_network(
             self.genotype,
             self._in_channels,
@@ -161,6 +165,7 @@ class RetrainTrial:
             cells=settings.cells,
             auxiliary=auxiliary,
             image_size=self._image_size,
+            stem=settings.stem,
             seed=purpose_seed(self.seed, "retrain init"),
         )
         self.network.to(device=self.device, dtype=DTYPES[settings.precision])
@@ -180,18 +185,32 @@ class RetrainTrial:
 
     @property
     def lr(self) -> float:
-        """Learning rate in this epoch: a cosine from the first epoch's to the least.
+        """Learning rate in this epoch: a cosine or a line from the first epoch's to the least.
 
         With T epochs the rate would reach its least in epoch T, counted from 0, one past the last.
+        In n epochs of warm-up it is scaled by (epoch + 1) / n.
         """
         settings = self.settings
-        cosine = (1.0 + math.cos(math.pi * self.epoch / settings.epochs)) / 2.0
-        return settings.lr_min + (settings.lr - settings.lr_min) * cosine
+        if settings.schedule == "linear":
+            left = 1.0 - self.epoch / settings.epochs
+        else:
+            left = (1.0 + math.cos(math.pi * self.epoch / settings.epochs)) / 2.0
+        rate = settings.lr_min + (settings.lr - settings.lr_min) * left
+        if self.epoch < settings.warmup_epochs:
+            rate *= (self.epoch + 1) / settings.warmup_epochs
+        return rate
 
     @property
     def drop_path(self) -> float:
         """Probability of dropping a path in this epoch, counted from 0: `drop_path` epoch / T."""
         return self.settings.drop_path * self.epoch / self.settings.epochs
+
+    @property
+    def cutout_share(self) -> float:
+        """Share of the images that are cut in this epoch, counted from 0: epoch / (T - 1), or 1."""
+        if not self.settings.cutout_ramp:
+            return 1.0
+        return self.epoch / max(1, self.settings.epochs - 1)
 
     def run(self) -> Entry:
         """Run all epochs that are left and return the last entry of the curve."""
@@ -213,6 +232,7 @@ class RetrainTrial:
         start = time.perf_counter()
         reset_peak_memory(self.device)
         entry: Entry = {"epoch": self.epoch + 1, "lr": self.lr, "drop_path": self.drop_path}
+        self._train.augmentation = replace(self._train.augmentation, cutout_share=self.cutout_share)
         loss, accuracy = self._training.run_epoch(lr=self.lr, drop_path=self.drop_path)
         measured = {"train_loss": loss, "train_accuracy": accuracy}
         if self._val is not None:
@@ -242,6 +262,7 @@ class RetrainTrial:
             classes=self._num_classes,
             in_channels=self._in_channels,
             image_size=self._image_size,
+            stem=self.settings.stem,
         )
         return {"params": cost.params, "macs": cost.macs}
 
@@ -317,7 +338,7 @@ class RetrainTrial:
     def _identity(self) -> str:
         retrain = {
             key: value
-            for key, value in self.description["retrain"].items()
+            for key, value in identifying(self.settings).items()
             if key not in EXCLUDED_FROM_IDENTITY
         }
         # The content of the data counts, not where it lies.
@@ -337,10 +358,14 @@ class RetrainTrial:
         self.load_state_dict(load_state(path))
 
     def final_state(self) -> dict[str, Any]:
-        """Return weights, buffers and what they belong to; `weights_only` loading accepts it."""
+        """Return weights, buffers and what they belong to; `weights_only` loading accepts it.
+
+        They are those that the accuracies are of: averages where `ema_decay` asks for them.
+        """
+        state = self._training.evaluated_state()
         return {
-            "weights": cloned(dict(self.network.named_parameters())),
-            "buffers": cloned(dict(self.network.named_buffers())),
+            "weights": {name: state[name] for name, _ in self.network.named_parameters()},
+            "buffers": {name: state[name] for name, _ in self.network.named_buffers()},
             "genotype": json.dumps(self.genotype.to_json()),
             "settings": json.dumps(self.description, sort_keys=True),
         }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 Augment = Literal["auto", "none", "crop_flip"]
@@ -160,23 +161,33 @@ class RetrainSettings:
     """Settings of training a genotype from scratch; the defaults are those of DARTS on CIFAR-10.
 
     Attributes:
-        epochs: Epochs; the cosine schedule spans them.
+        epochs: Epochs; the schedule spans them.
         batch_size: Images per step.
         lr: Learning rate of the first epoch.
-        lr_min: Learning rate that the cosine schedule ends at.
+        lr_min: Learning rate that the schedule ends at.
+        schedule: Form of the schedule, from lr to lr_min: half a cosine wave, or a straight line.
+        warmup_epochs: First epochs in which the schedule's rate is scaled by 1/n, 2/n, ... 1.
         momentum: Momentum of SGD.
         weight_decay: L2 penalty.
         nesterov: Whether SGD uses Nesterov momentum.
         gradient_clip: L2 norm that the gradient is clipped to; 0 switches it off.
         channels: Channels of the first cell; None is the space's published evaluation network.
         cells: Number of cells (per stage in NAS-Bench-201); None likewise.
+        stem: What stands before the cells: the one of CIFAR, or that of ImageNet, which makes
+            images 8 times smaller.
         auxiliary_weight: Weight of the auxiliary head's loss; 0 builds none.
         drop_path: Probability of dropping a path: `drop_path * epoch / epochs`, epochs from 0.
         label_smoothing: Share of the label mass spread over all classes.
         val_share: Share of the training set held out and reported as validation accuracy.
         augment: "auto" follows the dataset.
         cutout: Side of the square that is cut out of training images, in pixels; 0 is off.
+        cutout_ramp: Whether the share of images that are cut grows linearly by epoch, from none in
+            the first to all in the last; otherwise all are.
+        ema_decay: Accuracies are those of an average of the weights over all steps, in which the
+            average so far has this share at each step; 0 is off.
         precision: Floating-point type of weights and images.
+        mixed_precision: Whether forward passes run in bfloat16 where torch's autocast says so, with
+            weights in float32.
         threads: CPU threads of the trial.
 
     Raises:
@@ -190,19 +201,25 @@ class RetrainSettings:
     batch_size: int = 96
     lr: float = 0.025
     lr_min: float = 0.0
+    schedule: Literal["cosine", "linear"] = "cosine"
+    warmup_epochs: int = 0
     momentum: float = 0.9
     weight_decay: float = 3e-4
     nesterov: bool = False
     gradient_clip: float = 5.0
     channels: int | None = None
     cells: int | None = None
+    stem: Literal["cifar", "imagenet"] = "cifar"
     auxiliary_weight: float = 0.4
     drop_path: float = 0.2
     label_smoothing: float = 0.0
     val_share: float = 0.0
     augment: Augment = "auto"
     cutout: int = 16
+    cutout_ramp: bool = False
+    ema_decay: float = 0.0
     precision: Precision = "float32"
+    mixed_precision: bool = False
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -212,6 +229,7 @@ class RetrainSettings:
             batch_size="positive",
             lr="positive",
             lr_min="not negative",
+            warmup_epochs="not negative",
             momentum="share",
             weight_decay="not negative",
             gradient_clip="not negative",
@@ -222,10 +240,45 @@ class RetrainSettings:
             label_smoothing="share",
             val_share="share",
             cutout="not negative",
+            ema_decay="share",
             threads="positive",
         )
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs momentum > 0, got 0.")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs must be <= epochs ({self.epochs}), got {self.warmup_epochs}."
+            )
+        if self.cutout_ramp and self.cutout == 0:
+            raise ValueError("cutout_ramp has no effect where cutout is 0: leave out one of them.")
+        if self.mixed_precision and self.precision != "float32":
+            raise ValueError(f"mixed_precision needs precision float32, got {self.precision}.")
+
+
+_LATER = {
+    field.name: field.default
+    for field in fields(RetrainSettings)
+    if field.name
+    in ("schedule", "warmup_epochs", "stem", "cutout_ramp", "ema_decay", "mixed_precision")
+}
+"""Settings that came when rows had been written, with the values that those rows were run at."""
+
+
+def identifying(settings: RetrainSettings) -> dict[str, Any]:
+    """Return what tells a retraining from others: its settings, but for later ones at defaults.
+
+    A setting that came later so changes the key of no row, and no stored state, from before it.
+    """
+    return {
+        key: value
+        for key, value in asdict(settings).items()
+        if key not in _LATER or value != _LATER[key]
+    }
+
+
+def with_later(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stored settings of a retraining with those that came later at their defaults."""
+    return {**_LATER, **settings}
 
 
 _SHARED = {
@@ -249,8 +302,8 @@ def consistent_with(
 ) -> RetrainSettings:
     """Return retraining settings that share size, optimizer and regularisation with the search.
 
-    What the search does not have, the retraining has not: no auxiliary head, drop-path or label
-    smoothing.
+    What the search does not have, the retraining has not: no auxiliary head, drop-path, label
+    smoothing, warm-up, averaged weights or mixed precision.
 
     Args:
         search: Settings of the search.
@@ -265,6 +318,12 @@ def consistent_with(
         own,
         channels=channels,
         cells=cells,
+        stem="cifar",
+        schedule="cosine",
+        warmup_epochs=0,
+        cutout_ramp=False,
+        ema_decay=0.0,
+        mixed_precision=False,
         auxiliary_weight=0.0,
         drop_path=0.0,
         label_smoothing=0.0,

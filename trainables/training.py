@@ -47,6 +47,7 @@ class Training:
             nesterov=settings.nesterov,
             foreach=True,
         )
+        self._averaged = cloned(self._averageable()) if settings.ema_decay > 0 else {}
 
     def run_epoch(self, *, lr: float, drop_path: float) -> tuple[float, float]:
         """Go once through the training batches.
@@ -89,32 +90,61 @@ class Training:
         settings = self.settings
         images, labels = self.batches.next_batch()
         self.network.train()
-        logits, auxiliary_logits = self.network(images, drop_path, self._generator)
-        loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
-        total = loss
-        if auxiliary_logits is not None:
-            total = total + settings.auxiliary_weight * F.cross_entropy(
-                auxiliary_logits, labels, label_smoothing=settings.label_smoothing
-            )
+        with self._autocast():
+            logits, auxiliary_logits = self.network(images, drop_path, self._generator)
+            loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+            total = loss
+            if auxiliary_logits is not None:
+                total = total + settings.auxiliary_weight * F.cross_entropy(
+                    auxiliary_logits, labels, label_smoothing=settings.label_smoothing
+                )
         self._optimizer.zero_grad()
         total.backward()
         if settings.gradient_clip > 0:
             torch.nn.utils.clip_grad_norm_(self._weights, settings.gradient_clip, foreach=True)
         self._optimizer.step()
+        self._average()
         correct = (logits.argmax(dim=1) == labels).sum()
         return torch.stack([loss.detach().double(), correct.double()])
 
+    def _autocast(self) -> torch.autocast:
+        enabled = self.settings.mixed_precision
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=enabled)
+
+    def _averageable(self) -> dict[str, Tensor]:
+        """Return the weights and running statistics, by name; not copies."""
+        state = self.network.state_dict().items()
+        return {name: value for name, value in state if value.is_floating_point()}
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Let the average of the weights and running statistics follow the last step."""
+        if self._averaged:
+            now = list(self._averageable().values())
+            share = 1.0 - self.settings.ema_decay
+            torch._foreach_lerp_(list(self._averaged.values()), now, share)
+
+    def evaluated_state(self) -> dict[str, Tensor]:
+        """Return copies of the weights and buffers that `evaluate` uses: averages where asked."""
+        return cloned({**self.network.state_dict(), **self._averaged})
+
     @torch.no_grad()
     def evaluate(self, images: ImageSet) -> tuple[float, float]:
-        """Return mean cross entropy in nats and accuracy over all images, on running statistics."""
+        """Return mean cross entropy in nats and accuracy over all images, on running statistics.
+
+        With `ema_decay` they are those of the averaged network.
+        """
         self.network.eval()
         dtype = DTYPES[self.settings.precision]
         sums = torch.zeros(2, dtype=torch.float64, device=self._device)
         # Only a genotype with noise draws; every evaluation draws equally.
         generator = torch.Generator(device=self._device).manual_seed(0)
         for batch, labels in full_pass(images, self.settings.batch_size, dtype):
-            logits, _ = self.network(batch, generator=generator)
-            sums[0] += F.cross_entropy(logits, labels, reduction="sum")
+            with self._autocast():
+                logits, _ = torch.func.functional_call(
+                    self.network, self._averaged, (batch,), {"generator": generator}
+                )
+                sums[0] += F.cross_entropy(logits, labels, reduction="sum")
             sums[1] += (logits.argmax(dim=1) == labels).sum()
         loss, accuracy = (sums / len(images)).tolist()
         return loss, accuracy
@@ -131,6 +161,7 @@ class Training:
             "optimizer": cloned(self._optimizer.state_dict()),
             "batches": self.batches.state_dict(),
             "drop_generator": self._generator.get_state(),
+            "averaged": cloned(self._averaged),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -143,3 +174,6 @@ class Training:
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(cloned(state["optimizer"]))
         self._generator.set_state(state["drop_generator"].cpu())
+        # States from before there were averages have none, and their settings ask for none.
+        for name, value in state.get("averaged", {}).items():
+            self._averaged[name].copy_(value)

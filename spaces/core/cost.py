@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from spaces.core.genotype import Genotype
+from spaces.core.layout import Stem
 from spaces.core.space import Space
 
 
@@ -33,6 +34,7 @@ def network_cost(
     classes: int | None = None,
     in_channels: int | None = None,
     image_size: int | None = None,
+    stem: Stem | None = None,
 ) -> Cost:
     """Return the cost of a genotype's network; None takes the published evaluation network's size.
 
@@ -47,6 +49,7 @@ def network_cost(
         classes: Classes.
         in_channels: Channels of the images.
         image_size: Side of the images, in pixels.
+        stem: What stands before the cells; None is chosen by the size of the images.
 
     Raises:
         SpaceError: The genotype is not one of the space, or a size is impossible.
@@ -62,6 +65,7 @@ def network_cost(
         channels=channels,
         cells=cells,
         image_size=image_size,
+        stem=stem,
     ).eval()
     images = torch.zeros(1, in_channels, image_size, image_size)
     counter = FlopCounterMode(display=False)

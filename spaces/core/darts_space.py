@@ -16,6 +16,7 @@ class DartsSpace(Space):
 
     evaluation = Evaluation(channels=36, cells=20, classes=10)
     has_auxiliary = True
+    has_imagenet_stem = True
 
     def search_size(self) -> tuple[int, int]:
         """Return channels of the first cell and number of cells of the supernet."""

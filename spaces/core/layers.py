@@ -210,6 +210,32 @@ class Stem(nn.Module):
         return self.batch_norm(self.convolution(images), norm)
 
 
+class ImageNetStem(nn.Module):
+    """Three 3x3 convolutions of stride 2, the first of half the channels, each with batch norm.
+
+    Source:
+        DARTS authors' code, cnn/model.py, NetworkImageNet.
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.first = nn.Conv2d(in_channels, half, 3, stride=2, padding=1, bias=False)
+        self.first_norm = BatchNorm(half, affine=True)
+        self.second = ConvNorm(half, channels, 3, stride=2, affine=True)
+        self.third = ConvNorm(channels, channels, 3, stride=2, affine=True)
+
+    def forward(self, images: Tensor, norm: Norm) -> tuple[Source, Source]:
+        """Map images `(B, in_channels, H, W)` to the first cell's two inputs.
+
+        Returns:
+            `(B, channels, ceil(H / 4), ceil(W / 4))` and `(B, channels, ceil(H / 8), ceil(W / 8))`.
+        """
+        halved = Source(self.first_norm(self.first(images), norm))
+        earlier = Source(self.second(halved, norm))
+        return earlier, Source(self.third(earlier, norm))
+
+
 class Head(nn.Module):
     """Optional batch norm and ReLU, global average pooling and the linear classifier."""
 

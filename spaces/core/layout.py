@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Stem = Literal["cifar", "imagenet"]
+"""What stands before the cells: one convolution, or three that make images 8 times smaller."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,11 @@ class Layout:
     Attributes:
         in_channels: Channels of the images.
         num_classes: Classes.
-        stem_channels: Channels of the stem's 3x3 convolution.
+        stem_channels: Channels of the stem's last 3x3 convolution.
         layers: Cells and residual blocks in order.
         final_norm: Whether a batch norm and a ReLU come before global pooling.
         auxiliary_after: Index of the layer whose output feeds the auxiliary head, None for no head.
+        stem: Which stem, and with it which auxiliary head.
     """
 
     in_channels: int
@@ -92,3 +97,25 @@ class Layout:
     layers: tuple[CellLayer | ResidualLayer, ...]
     final_norm: bool
     auxiliary_after: int | None = None
+    stem: Stem = "cifar"
+
+
+def on_imagenet_stem(layout: Layout, channels: int) -> Layout:
+    """Return a stack of cells with the ImageNet stem in the place of its own.
+
+    The first cell reads the stem's last two outputs, the earlier of which is twice as large.
+
+    Args:
+        layout: A stack whose first two layers are cells of two projected inputs.
+        channels: Channels of the first cell, which are those of the stem too.
+
+    Source:
+        DARTS authors' code, cnn/model.py, NetworkImageNet.
+    """
+    first, second, *rest = layout.layers
+    if not (isinstance(first, CellLayer) and isinstance(second, CellLayer)):
+        raise TypeError("The ImageNet stem stands before two cells.")
+    first = replace(first, input_channels=(channels, channels), input_strides=(2, 1))
+    second = replace(second, input_channels=(channels, second.input_channels[1]))
+    layers = (first, second, *rest)
+    return replace(layout, stem="imagenet", stem_channels=channels, layers=layers)

@@ -1,49 +1,41 @@
-"""Published genotypes that can be asked for by name."""
+"""Published genotypes that can be asked for by name; `spaces/genotypes.json` holds them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from spaces.core.errors import SpaceError, near_miss
 from spaces.core.genotype import Genotype
 from spaces.core.text import parse
 
+_FILE = Path(__file__).resolve().parents[1] / "genotypes.json"
+
 
 @dataclass(frozen=True)
 class Named:
-    """A published genotype: its text and where it was published."""
+    """A published genotype.
 
-    text: str
+    Attributes:
+        space: Space that it is of. A cell of a smaller space that is one of this space too, as
+            those of S1 to S4 without noise, is given as such.
+        summary: Method, dataset of the search and space of the search.
+        source: Repository, file and name there, with the commit it was read at.
+        text: Official text form of the space.
+    """
+
+    space: str
+    summary: str
     source: str
-
-
-_DARTS_SOURCE = "Liu et al., DARTS, ICLR 2019; quark0/darts, cnn/genotypes.py"
-_GENOTYPES: Mapping[str, Named] = {
-    "DARTS_V1": Named(
-        "Genotype(normal=[('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('skip_connect', 0), "
-        "('sep_conv_3x3', 1), ('skip_connect', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), "
-        "('skip_connect', 2)], normal_concat=range(2, 6), "
-        "reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), "
-        "('max_pool_3x3', 0), ('max_pool_3x3', 0), ('skip_connect', 2), ('skip_connect', 2), "
-        "('avg_pool_3x3', 0)], reduce_concat=range(2, 6))",
-        f"{_DARTS_SOURCE} (first order)",
-    ),
-    "DARTS_V2": Named(
-        "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), "
-        "('sep_conv_3x3', 1), ('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), "
-        "('dil_conv_3x3', 2)], normal_concat=range(2, 6), "
-        "reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), "
-        "('max_pool_3x3', 1), ('max_pool_3x3', 0), ('skip_connect', 2), ('skip_connect', 2), "
-        "('max_pool_3x3', 1)], reduce_concat=range(2, 6))",
-        f"{_DARTS_SOURCE} (second order)",
-    ),
-}
+    text: str
 
 
 def names() -> tuple[str, ...]:
     """Return the names of the published genotypes."""
-    return tuple(_GENOTYPES)
+    return tuple(_read())
 
 
 def named(name: str) -> Genotype:
@@ -52,22 +44,24 @@ def named(name: str) -> Genotype:
     Raises:
         SpaceError: There is none of that name.
     """
-    return parse(_entry(name).text)
+    entry = describe(name)
+    return parse(entry.text, entry.space)
 
 
-def source(name: str) -> str:
-    """Return where a named genotype was published.
+def describe(name: str) -> Named:
+    """Return what is known of a published genotype.
 
     Raises:
         SpaceError: There is none of that name.
     """
-    return _entry(name).source
+    found = _read()
+    if name not in found:
+        hint = near_miss(name, found) or " `nas list genotypes` has the names."
+        raise SpaceError(f"There is no genotype named '{name}'.{hint}")
+    return found[name]
 
 
-def _entry(name: str) -> Named:
-    if name not in _GENOTYPES:
-        raise SpaceError(
-            f"There is no genotype named '{name}'; there is {', '.join(_GENOTYPES)}."
-            f"{near_miss(name, _GENOTYPES)}"
-        )
-    return _GENOTYPES[name]
+@cache
+def _read() -> Mapping[str, Named]:
+    entries = json.loads(_FILE.read_text(encoding="utf-8"))
+    return {name: Named(**entry) for name, entry in entries.items()}

@@ -38,6 +38,7 @@ PACKAGES: Mapping[str, str] = {
     "early_stops": "trainables.early_stopping",
     "datasets": "trainables.datasets",
     "oracles": "spaces.oracles",
+    "protocols": "trainables.protocols",
 }
 ENVIRONMENT_VARIABLE = "NAS_PLUGINS"
 _SINGULAR = {
@@ -48,6 +49,7 @@ _SINGULAR = {
     "early_stops": "early_stop",
     "datasets": "dataset",
     "oracles": "oracle",
+    "protocols": "protocol",
 }
 _CONSTANTS = frozenset({"EXPORTS", "SOURCE", "RESULTS_VERSION", "PROVIDES", "SPACES"})
 _ROOT = Path(__file__).resolve().parents[2]

@@ -13,11 +13,14 @@ from torch import Tensor
 
 from spaces.core.errors import SpaceError, near_miss
 from spaces.core.genotype import Cell, EdgeChoice, Genotype
-from spaces.core.layout import CellTopology, Layout
+from spaces.core.layout import CellTopology, Layout, Stem, on_imagenet_stem
 from spaces.core.mixture import PLAIN, Structure
 from spaces.core.network import Network
 from spaces.core.operations import PARAMETER_FREE
 from spaces.core.supernet import Supernet
+
+LARGE_IMAGES = 128
+"""Side of images, in pixels, from which on a network's stem is that of ImageNet by default."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,14 @@ class Space(ABC):
         edges: By cell type, (source, target) of every edge: rows of the op weights.
         evaluation: Size of the published evaluation network.
         has_auxiliary: Whether its networks can have an auxiliary head.
+        has_imagenet_stem: Whether its networks can have the stem for large images.
         parameter_free: Operations without weights, whose dominance marks a collapsed search.
         skip_operation: Name of the skip connection.
     """
 
     evaluation: Evaluation
     has_auxiliary: bool
+    has_imagenet_stem: bool = False
     parameter_free: frozenset[str] = PARAMETER_FREE
     skip_operation: str = "skip_connect"
 
@@ -194,6 +199,7 @@ class Space(ABC):
         cells: int | None = None,
         auxiliary: bool = False,
         image_size: int = 32,
+        stem: Stem | None = None,
         seed: int = 0,
     ) -> Network:
         """Build a genotype's network, CPU, float32.
@@ -207,6 +213,8 @@ class Space(ABC):
                 an architecture of its own the genotype says how many, and no other is possible.
             auxiliary: Whether it has an auxiliary head.
             image_size: Side of the images, in pixels; those of the spaces shipped take any.
+            stem: What stands before the cells; None is "imagenet" for images of `LARGE_IMAGES`
+                pixels and more where the space has it, else "cifar".
             seed: Seed of the initial weights. The global RNG is untouched.
 
         Returns:
@@ -231,13 +239,21 @@ class Space(ABC):
                 f"The networks of space '{self.name}' have no auxiliary head; set "
                 "auxiliary_weight to 0."
             )
+        if stem == "imagenet" and not self.has_imagenet_stem:
+            raise SpaceError(
+                f"The networks of space '{self.name}' have no stem for ImageNet; set stem to cifar."
+            )
+        channels = self.evaluation.channels if channels is None else channels
         layout = self.network_layout(
             in_channels,
             num_classes,
-            channels=self.evaluation.channels if channels is None else channels,
+            channels=channels,
             cells=self.network_cells(genotype, cells),
             auxiliary=auxiliary,
         )
+        large = image_size >= LARGE_IMAGES and self.has_imagenet_stem
+        if stem == "imagenet" or (stem is None and large):
+            layout = on_imagenet_stem(layout, channels)
         with _seeded(seed):
             return Network(genotype, layout)
 

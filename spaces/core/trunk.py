@@ -13,11 +13,13 @@ from spaces.core.layers import (
     ConvNorm,
     FactorizedReduce,
     Head,
+    ImageNetStem,
     ResidualBlock,
     Source,
     Stem,
 )
 from spaces.core.layout import CellLayer, Layout
+from spaces.core.layout import Stem as StemName
 from spaces.core.mixture import Norm
 
 RunCell = Callable[[nn.Module, CellLayer, Sequence[Source]], Tensor]
@@ -49,26 +51,32 @@ class AuxiliaryHead(nn.Module):
     """Classifier on features from two thirds of the depth; used in training alone.
 
     Source:
-        DARTS authors' code, cnn/model.py, AuxiliaryHeadCIFAR, for features of 8x8. Differs for
-        other sizes, which the original cannot take: they are averaged to 2x2.
+        DARTS authors' code, cnn/model.py: AuxiliaryHeadCIFAR for features of 8x8, and after the
+        ImageNet stem AuxiliaryHeadImageNet for 7x7, which has no norm after its second convolution
+        (the authors keep it so, as in the paper's experiments). Differs for other sizes, which the
+        originals cannot take: they are averaged to 2x2.
     """
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    def __init__(self, channels: int, num_classes: int, stem: StemName = "cifar") -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, 128, 1, bias=False)
         self.first_norm = BatchNorm(128, affine=True)
         self.second = nn.Conv2d(128, 768, 2, bias=False)
-        self.second_norm = BatchNorm(768, affine=True)
+        self.second_norm = BatchNorm(768, affine=True) if stem == "cifar" else None
         self.classifier = nn.Linear(768, num_classes)
+        self.published_size, self.stride = (8, 3) if stem == "cifar" else (7, 2)
 
     def forward(self, x: Tensor, norm: Norm) -> Tensor:
         """Map features `(B, C, H, W)` to logits `(B, num_classes)`."""
         x = functional.relu(x)
-        published = x.shape[-2:] == (8, 8)
-        x = functional.avg_pool2d(x, 5, 3) if published else functional.adaptive_avg_pool2d(x, 2)
-        x = functional.relu(self.first_norm(self.first(x), norm))
-        x = functional.relu(self.second_norm(self.second(x), norm))
-        return self.classifier(x.flatten(1))
+        if x.shape[-2:] == (self.published_size, self.published_size):
+            x = functional.avg_pool2d(x, 5, self.stride)
+        else:
+            x = functional.adaptive_avg_pool2d(x, 2)
+        x = self.second(functional.relu(self.first_norm(self.first(x), norm)))
+        if self.second_norm is not None:
+            x = self.second_norm(x, norm)
+        return self.classifier(functional.relu(x).flatten(1))
 
 
 class Trunk(nn.Module):
@@ -89,7 +97,11 @@ class Trunk(nn.Module):
     ) -> None:
         super().__init__()
         self.layout = layout
-        self.stem = Stem(layout.in_channels, layout.stem_channels)
+        self.stem: Stem | ImageNetStem
+        if layout.stem == "imagenet":
+            self.stem = ImageNetStem(layout.in_channels, layout.stem_channels)
+        else:
+            self.stem = Stem(layout.in_channels, layout.stem_channels)
         self.projections = nn.ModuleList()
         self.layers = nn.ModuleList()
         for layer in layout.layers:
@@ -104,7 +116,7 @@ class Trunk(nn.Module):
         self.auxiliary: AuxiliaryHead | None = None
         if layout.auxiliary_after is not None:
             channels = layout.layers[layout.auxiliary_after].out_channels
-            self.auxiliary = AuxiliaryHead(channels, layout.num_classes)
+            self.auxiliary = AuxiliaryHead(channels, layout.num_classes, layout.stem)
 
     def forward(
         self, images: Tensor, norm: Norm, run_cell: RunCell, *, auxiliary: bool = False
@@ -120,14 +132,10 @@ class Trunk(nn.Module):
         Returns:
             Logits `(B, num_classes)`, and those of the auxiliary head or None.
         """
-        features = self.stem(images.contiguous(memory_format=torch.channels_last), norm)
-        num_inputs = max(
-            len(layer.input_channels)
-            for layer in self.layout.layers
-            if isinstance(layer, CellLayer)
-        )
+        images = images.contiguous(memory_format=torch.channels_last)
         # Two cells read each output: a shared Source rectifies it once.
-        states = [Source(features)] * num_inputs
+        states = self._first_inputs(images, norm)
+        features = states[-1].raw
         auxiliary_logits = None
         for index, layer in enumerate(self.layout.layers):
             module = self.layers[index]
@@ -140,3 +148,14 @@ class Trunk(nn.Module):
             if auxiliary and self.auxiliary is not None and index == self.layout.auxiliary_after:
                 auxiliary_logits = self.auxiliary(features, norm)
         return self.head(features, norm), auxiliary_logits
+
+    def _first_inputs(self, images: Tensor, norm: Norm) -> list[Source]:
+        """Return the inputs of the first cell."""
+        if isinstance(self.stem, ImageNetStem):
+            return list(self.stem(images, norm))
+        num_inputs = max(
+            len(layer.input_channels)
+            for layer in self.layout.layers
+            if isinstance(layer, CellLayer)
+        )
+        return [Source(self.stem(images, norm))] * num_inputs

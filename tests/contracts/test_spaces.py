@@ -192,6 +192,24 @@ def test_the_auxiliary_head_is_there_where_the_space_says_so(space: Space) -> No
     assert network(torch.zeros(4, 1, 8, 8), generator=draws())[1].shape == (4, 4)
 
 
+def test_large_images_go_through_the_imagenet_stem_where_the_space_has_it(space: Space) -> None:
+    genotype = space.discretize(random_weights(space, 4))
+    if not space.has_imagenet_stem:
+        with pytest.raises(SpaceError, match="have no stem for ImageNet"):
+            small_network(space, genotype, stem="imagenet")
+        return
+    network = small_network(space, genotype, stem="imagenet", auxiliary=space.has_auxiliary)
+    logits, auxiliary = network(torch.zeros(2, 1, 130, 128))
+    assert logits.shape == (2, 4)
+    assert (auxiliary is not None) == space.has_auxiliary
+    channels, cells = space.search_size()
+    stems = [
+        space.build_network(genotype, 1, 4, channels=channels, cells=cells, image_size=size, **stem)
+        for size, stem in ((127, {}), (128, {}), (128, {"stem": "cifar"}))
+    ]
+    assert [each.trunk.layout.stem for each in stems] == ["cifar", "imagenet", "cifar"]
+
+
 def test_impossible_networks_are_refused(space: Space) -> None:
     genotype = space.discretize(random_weights(space, 0))
     with pytest.raises(SpaceError, match="cells must be >= 1, got 0"):

@@ -172,7 +172,17 @@ def test_plugin_folders_add_to_what_is_listed(nas: Nas, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["methods", "alpha_gradients", "spaces", "datasets", "selections", "oracles"]
+    "kind",
+    [
+        "methods",
+        "alpha_gradients",
+        "spaces",
+        "datasets",
+        "selections",
+        "oracles",
+        "protocols",
+        "genotypes",
+    ],
 )
 def test_list_says_name_summary_and_source(kind: str, nas: Nas) -> None:
     code, out, err = nas("list", kind, "--json")
@@ -231,6 +241,15 @@ def test_show_uses_the_published_network_where_no_size_is_given(nas: Nas) -> Non
     assert shown["params"] - fewer["params"] == 3 * 65
 
 
+def test_show_builds_the_network_for_images_of_the_size_that_is_given(nas: Nas) -> None:
+    words = ("show", "DARTS_V2", "--channels", "4", "--cells", "4", "--json")
+    small, large = (json.loads(nas(*words, "--image-size", size)[1]) for size in ("64", "128"))
+    assert (small["image_size"], large["image_size"]) == (64, 128)
+    # Three convolutions that make images 8 times smaller, in the place of one that does not.
+    assert large["macs"] < small["macs"]
+    assert large["params"] != small["params"]
+
+
 def test_show_takes_the_depth_from_a_genotype_that_has_one(nas: Nas) -> None:
     cells = named.named(named.names()[0]).to_json()["cells"]
     # Of four cells the second and the third reduce.
@@ -263,7 +282,8 @@ def test_show_knows_names(nas: Nas) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["show", "DARTS_V9"], "the names are"),
+        (["show", "DARTS_V9"], "Did you mean 'DARTS_V"),
+        (["show", "my-cell"], "`nas list genotypes` has the names"),
         (["show", STRING, "--out", "cell.jpg"], "must end in .png or .svg"),
         (["show", "|what~0|+"], "must be written"),
         (["show", "binary"], "is no text file"),
@@ -503,6 +523,7 @@ def test_retrain_of_a_study_and_of_a_genotype(
         (["retrain", "tiny", "--set", "retrain.epochs=1"], "are for a genotype"),
         (["retrain", STRING], "takes --like FILE"),
         (["retrain", "no-such-cell", "--like", "tiny"], "is no file"),
+        (["retrain", "DARTS_V1", "--like", "tiny"], "of space 'darts', and tiny has space"),
         (["resume", "tinny"], "Did you mean 'tiny'?"),
     ],
 )

@@ -85,6 +85,7 @@ def test_retrain_and_scheduler_can_be_none(file: Path, text: str) -> None:
         ("method={name: sdarts_rs, radius_max: 1}", "method.radius_max", 1.0),
         ("retrain.epochs=3", "retrain.settings.epochs", 3),
         ("retrain.per=study", "retrain.per", "study"),
+        ("retrain.by=val_loss", "retrain.by", "val_loss"),
         ("tune.per_trial.gpus=0.25", "tune.per_trial.gpus", 0.25),
         ("tune.per_trial.gpus=0.3333", "tune.per_trial.gpus", 0.3333),
         ("tune.per_trial.gpus=2", "tune.per_trial.gpus", 2.0),
@@ -215,9 +216,11 @@ def test_what_is_stored_leaves_nothing_to_a_default(file: Path, tmp_path: Path) 
     assert tuple(stored["retrain"]) == (
         *field_names(RetrainSettings),
         "top_k",
+        "by",
         "per",
         "seeds",
         "consistent",
+        "protocol",
     )
     assert load_resolved(tmp_path / "experiment.yaml") == experiment
     # The stored file is an experiment file like any other.

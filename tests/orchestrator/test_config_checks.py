@@ -241,6 +241,7 @@ retrain = st.none() | st.fixed_dictionaries(
         "lr": floats,
         "channels": st.none() | small,
         "per": st.sampled_from(["method", "study"]),
+        "by": st.sampled_from(["val_accuracy", "val_loss"]),
         "seeds": st.lists(st.integers(0, 2**62), min_size=1, max_size=3, unique=True),
     },
 )

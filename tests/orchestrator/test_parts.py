@@ -154,6 +154,11 @@ def test_versions_of_parts_and_selections_are_in_the_key(
             ["space={name: darts, channels: 4, cells: 5}", "retrain={consistent: true}"],
             "retrain.consistent cannot be combined with p_darts",
         ),
+        (
+            "darts",
+            ["space={grid: [darts, nasbench201]}", "retrain.stem=imagenet"],
+            "retrain.stem cannot be imagenet in space nasbench201",
+        ),
         ("{name: darts, early_stop: eigenvalue}", ["search.epochs=8"], "could never end"),
         ("{name: darts, fixed_alphas: true}", [], "nothing to choose by"),
         # A search that goes back: with more weight decay than it may have, or among rungs.

@@ -13,7 +13,7 @@ from spaces.core.genotype import Genotype
 from spaces.core.layers import Source
 from spaces.core.mixture import Mixture
 from spaces.core.named import named
-from spaces.core.network import drop_samples
+from spaces.core.network import Network, drop_samples
 from tests.spaces.helpers import space_of
 
 
@@ -132,6 +132,58 @@ def test_networks_take_images_of_any_size(image_size: int, in_channels: int) -> 
     logits, auxiliary = network.eval()(images)
     assert logits.shape == (2, 5)
     assert auxiliary is None
+
+
+def imagenet_network(channels: int = 4, cells: int = 6) -> Network:
+    space = space_of("darts")
+    sizes = {"channels": channels, "cells": cells, "auxiliary": True, "image_size": 224}
+    return space.build_network(named("DARTS_V2"), 3, 5, **sizes)
+
+
+def test_the_imagenet_stem_is_that_of_the_darts_authors() -> None:
+    # Convolution, norm, ReLU, convolution, norm: the first input. ReLU, convolution, norm of it:
+    # the second.
+    stem = imagenet_network().trunk.stem
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    shapes = [tuple(w.shape) for w in stem.parameters() if w.dim() == 4]
+    assert shapes == [(2, 3, 3, 3), (4, 2, 3, 3), (4, 4, 3, 3)]
+
+    def step(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.conv2d(x, weight, stride=2, padding=1)
+        return torch.nn.functional.batch_norm(x, None, None, training=True)
+
+    first, second, third = (w for w in stem.parameters() if w.dim() == 4)
+    earlier = step(step(images, first).relu(), second)
+    later = step(earlier.relu(), third)
+    got = stem(images, "batch")
+    torch.testing.assert_close(got[0].raw, earlier, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got[1].raw, later, rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_imagenet_cells_read_the_stem_s_last_two_outputs() -> None:
+    network = imagenet_network()
+    first, second = network.trunk.layout.layers[:2]
+    # (input_channels, input_strides): 56x56 and 28x28 features of 4 channels, then 28x28 and the
+    # 16 channels of the first cell's output.
+    assert (first.input_channels, first.input_strides) == ((4, 4), (2, 1))
+    assert (second.input_channels, second.input_strides) == ((4, 16), (1, 1))
+    sizes: list[tuple[int, ...]] = []
+    for layer in network.trunk.layers:
+        layer.register_forward_hook(lambda _m, _i, out: sizes.append(tuple(out.shape[-2:])))
+    network(torch.zeros(2, 3, 224, 224))
+    assert sizes == [(28, 28)] * 2 + [(14, 14)] * 2 + [(7, 7)] * 2
+
+
+def test_the_auxiliary_head_for_imagenet_pools_7x7_with_stride_2_and_has_one_norm() -> None:
+    head = imagenet_network().trunk.auxiliary
+    assert head.second_norm is None
+    features = torch.randn(3, 64, 7, 7, generator=torch.Generator().manual_seed(0))
+    pooled = torch.nn.functional.avg_pool2d(features.relu(), 5, stride=2)  # 2x2
+    x = torch.nn.functional.conv2d(pooled, head.first.weight)
+    x = torch.nn.functional.batch_norm(x, None, None, training=True).relu()
+    x = torch.nn.functional.conv2d(x, head.second.weight).relu()
+    expected = head.classifier(x.flatten(1))
+    torch.testing.assert_close(head(features, "batch"), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(8, 7), (7, 8), (5, 5)])

@@ -9,7 +9,7 @@ import pytest
 
 from spaces.core.errors import SpaceError
 from spaces.core.genotype import EdgeChoice
-from spaces.core.named import named, names, source
+from spaces.core.named import named
 from spaces.core.text import from_mapping, parse
 from tests.spaces.helpers import space_of
 
@@ -112,21 +112,6 @@ def test_what_cannot_be_read_is_explained(text: str, message: str) -> None:
 def test_a_genotype_of_another_space_is_refused() -> None:
     with pytest.raises(SpaceError, match="is one of space 'darts', not of 'nasbench201'"):
         parse(json.dumps(named("DARTS_V1").to_json()), "nasbench201")
-
-
-def test_named_genotypes_are_known() -> None:
-    assert names() == ("DARTS_V1", "DARTS_V2")
-    assert "DARTS" in source("DARTS_V1")
-    with pytest.raises(SpaceError, match="Did you mean 'DARTS_V2'"):
-        named("DARTS_V3")
-
-
-@pytest.mark.parametrize("name", names())
-def test_named_genotypes_are_the_published_ones(name: str, shared_data: Path) -> None:
-    published = json.loads((shared_data / "genotypes" / "published.json").read_text())
-    entry = published[f"darts:{name}"]
-    entry.pop("source")
-    assert from_mapping(entry) == named(name)
 
 
 def test_every_published_genotype_of_the_space_is_read(shared_data: Path) -> None:

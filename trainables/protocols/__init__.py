@@ -1,0 +1,1 @@
+"""Protocols: settings of a retraining as they were published, one file each."""
