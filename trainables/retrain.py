@@ -17,11 +17,11 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import nn
 
 from spaces.core import plugins
 from spaces.core.cost import network_cost
 from spaces.core.genotype import Genotype
-from spaces.core.network import Network
 from spaces.core.space import Space
 from trainables.choices import Plugin, choose_plugin, choose_settings
 from trainables.errors import DataError, StateError
@@ -153,7 +153,7 @@ class RetrainTrial:
                 f"The networks of space '{self.space.name}' have no auxiliary head: "
                 f"auxiliary_weight {settings.auxiliary_weight} has no effect."
             )
-        self.network: Network = self.space.build_network(
+        self.network: nn.Module = self.space.build_network(
             self.genotype,
             self._in_channels,
             self._num_classes,
