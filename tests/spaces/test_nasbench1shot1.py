@@ -319,19 +319,24 @@ def test_discretize_takes_strongest_operations_and_parents() -> None:
     edges = {(0, 1), (1, 2), (1, 3), (2, 3), (0, 4), (2, 4), (0, 5), (3, 5), (4, 5)}
     adjacency = tuple(tuple(int((x, y) in edges) for y in range(6)) for x in range(6))
     assert space.cell101(genotype) == ((CONV3X3, MAX_POOL, CONV1X1, CONV3X3), adjacency)
-    # Without block 4 among the parents of the output, and 3 of 1 and the input: 2 leads nowhere.
-    op_weights["output"] = torch.tensor([[0.3, 0.2, 0.05, 0.25, 0.1]])
-    op_weights["inputs_3"] = torch.tensor([[0.3, 0.5, 0.2]])
+    # The output of input, 1 and 4, and 4 of the input and 1: blocks 2 and 3 lead nowhere.
+    op_weights["output"] = torch.tensor([[0.3, 0.2, 0.05, 0.1, 0.25]])
+    op_weights["inputs_4"] = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
     edges = {(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)}
     adjacency = tuple(tuple(int((x, y) in edges) for y in range(4)) for x in range(4))
     genotype = space.discretize(op_weights)
-    assert space.cell101(genotype) == ((CONV3X3, CONV1X1), adjacency)
-    # Alone it is in the blocks it was chosen from, and elsewhere in the first it fits.
+    assert space.cell101(genotype) == ((CONV3X3, CONV3X3), adjacency)
+    # Alone it is in the blocks that it was chosen from.
     alone = space.one_hot(genotype, op_weights)
-    assert alone["operations"].tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]]
-    assert alone["inputs_3"].tolist() == [[1, 1, 0]]
-    assert alone["output"].tolist() == [[1, 1, 0, 1, 0]]
-    assert not any(alone[name].any() for name in ("inputs_2", "inputs_4"))
+    assert alone["operations"].tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 0], [0, 1, 0]]
+    assert alone["inputs_4"].tolist() == [[1, 1, 0, 0]]
+    assert alone["output"].tolist() == [[1, 1, 0, 0, 1]]
+    assert not any(alone[name].any() for name in ("inputs_2", "inputs_3"))
+    # Among other weights it is in the first that have as many parents: 3 has two, as 4 has.
+    elsewhere = space.one_hot(genotype, {name: torch.zeros_like(w) for name, w in alone.items()})
+    assert elsewhere["operations"].tolist() == [[0, 1, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert elsewhere["inputs_3"].tolist() == [[1, 1, 0]]
+    assert elsewhere["output"].tolist() == [[1, 1, 0, 1, 0]]
 
 
 def test_ties_go_to_the_lower_index() -> None:

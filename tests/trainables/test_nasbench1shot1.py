@@ -39,7 +39,7 @@ def test_a_resumed_search_equals_the_uninterrupted_one(method: str) -> None:
     moved = small_search(settings, **sizes)
     assert straight.alphas.keys() == ROWS
     still = [n for n, alpha in straight.alphas.items() if torch.equal(alpha, moved.alphas[n])]
-    assert still == (sorted(ROWS) if method == "random" else [])
+    assert set(still) == (ROWS if method == "random" else set())
 
 
 @pytest.mark.parametrize("method", ["sdarts_rs", "sdarts_adv", "ms_darts"])
@@ -78,11 +78,12 @@ def test_the_gap_is_that_of_the_blocks_that_were_chosen(monkeypatch: pytest.Monk
     bilevel, at = trial._bilevel, trial._bilevel.point(1)
     measured: list[Mixture] = []
     evaluate = bilevel.evaluate
-    monkeypatch.setattr(
-        bilevel,
-        "evaluate",
-        lambda mixture, *rest: measured.append(mixture) or evaluate(mixture, *rest),
-    )
+
+    def watched(mixture: Mixture, *rest: Any) -> Any:
+        measured.append(mixture)
+        return evaluate(mixture, *rest)
+
+    monkeypatch.setattr(bilevel, "evaluate", watched)
     gap = probe_gap(
         bilevel, trial._data, at, DiscretizationGap(), space=trial.space, genotype=trial.genotype
     )
@@ -112,9 +113,9 @@ def test_a_cell_without_convolutions_has_collapsed() -> None:
 
 def test_its_genotypes_are_retrained() -> None:
     trial = small_search(space=SPACE, epochs=1)
-    settings = {"epochs": 2, "batch_size": 16, "channels": 8, "cells": 3, "drop_path": 0.1}
-    retrained = RetrainTrial(
-        genotype=trial.run(), space=SPACE, dataset="tiny", retrain={**settings, "cutout": 0}
-    )
+    settings = {"epochs": 2, "batch_size": 256, "channels": 4, "cells": 3, "drop_path": 0.1}
+    settings |= {"auxiliary_weight": 0.0, "lr": 0.1}
+    genotype = trial.run()
+    retrained = RetrainTrial(genotype=genotype, space=SPACE, dataset="digits", retrain=settings)
     retrained.run()
-    assert retrained.curve[-1]["train_loss"] > 0
+    assert retrained.curve[1]["train_loss"] < retrained.curve[0]["train_loss"]
