@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from spaces.core.graph101 import INPUT, OPERATIONS, OUTPUT
+from spaces.core.graph101 import DIGITS, INPUT, OUTPUT
 from spaces.core.text import parse
 from spaces.oracles import nasbench101, nasbench201
 
-LETTERS = dict(zip("31p", OPERATIONS, strict=True))
+LETTERS = dict(zip("31p", DIGITS, strict=True))
 
 
 def genotypes(path: str, count: int) -> list[Any]:
@@ -46,7 +46,7 @@ def graphs(path: str, count: int) -> list[Any]:
         matrix = [[0] * (last + 1) for _ in order]
         for x, y in itertools.combinations(range(last + 1), 2):
             matrix[order[x]][order[y]] = bits >> (x + y * (y - 1) // 2) & 1
-        found.append((names, matrix))
+        found.append((names[1:-1], matrix))
     return found
 
 

@@ -134,6 +134,7 @@ def check_methods(experiment: Experiment) -> None:
         build_method,
         build_selection,
         check_going_back,
+        check_space,
         check_supernets,
     )
 
@@ -147,7 +148,7 @@ def check_methods(experiment: Experiment) -> None:
             try:
                 name, config = plugins.make_config("methods", plain)
                 method = build_method(name, config, epochs=epochs)
-                build_selection(experiment.selection, plain, of_method=method)
+                rule = build_selection(experiment.selection, plain, of_method=method)
                 for decay in candidates(block.tree["search"]["weight_decay"]):
                     check_going_back(method, decay)
                 goes_back = method.early_stop is not None and method.early_stop.go_back is not None
@@ -163,9 +164,10 @@ def check_methods(experiment: Experiment) -> None:
                         f"retrain.consistent cannot be combined with {name}, whose supernets have "
                         "several depths: give retrain.cells and the rest."
                     )
-                space = _space(parts["space"])
                 structure = (method.structure, method.stages_of(epochs))
                 needs = f"{structure} {parts['space']}"
+                space = _space(parts["space"])
+                check_space(space, method, rule, epochs=epochs)
                 if needs not in tried:
                     tried.add(needs)
                     check_supernets(space, method, epochs=epochs)

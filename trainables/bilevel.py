@@ -13,12 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from spaces.core.mixture import Mixture, Norm
 from spaces.core.space import Space
-from spaces.core.supernet import Supernet
 from trainables.architecture import Architecture
 from trainables.implicit import Alphas, BilevelProblem
 from trainables.method import Method, OpWeights, SearchPoint
@@ -50,7 +49,7 @@ class Bilevel(Architecture):
 
     def __init__(
         self,
-        supernet: Supernet,
+        supernet: nn.Module,
         alpha_shapes: Mapping[str, tuple[int, int]],
         method: Method,
         settings: SearchSettings,

@@ -105,12 +105,7 @@ def time_hessian(bilevel: Bilevel, data: SearchData, at: SearchPoint, settings: 
 
 def one_hot(space: Space, genotype: Genotype, like: OpWeights) -> OpWeights:
     """Return op weights that are 1 where the genotype has an operation, and 0 elsewhere."""
-    op_weights = {}
-    for name, shape in space.alpha_shapes().items():
-        op_weights[name] = torch.zeros(shape, dtype=like[name].dtype, device=like[name].device)
-        for edge in genotype.cell(name).edges:
-            op_weights[name][space.place_of(name, edge)] = 1.0
-    return op_weights
+    return space.one_hot(genotype, like)
 
 
 def alone(space: Space, genotype: Genotype, whole: Mixture) -> Mixture:

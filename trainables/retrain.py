@@ -17,11 +17,11 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from spaces.core import plugins
 from spaces.core.cost import network_cost
 from spaces.core.genotype import Genotype
-from spaces.core.network import Network
 from spaces.core.space import LARGE_IMAGES, Space
 from trainables.choices import Plugin, choose_plugin, choose_settings
 from trainables.errors import DataError, StateError
@@ -157,7 +157,7 @@ class RetrainTrial:
                 f"Images of {self._image_size} pixels go through the stem for small ones; "
                 "retrain.stem=imagenet makes them 8 times smaller before the first cell."
             )
-        self.network: Network = self.space.build_network(
+        self.network: nn.Module = self.space.build_network(
             self.genotype,
             self._in_channels,
             self._num_classes,

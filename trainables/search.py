@@ -32,7 +32,7 @@ from spaces.core.genotype import Genotype
 from spaces.core.space import Space
 from trainables.bilevel import Bilevel
 from trainables.choices import Plugin, choose_diagnostics, choose_plugin, choose_settings
-from trainables.compose import build_method, build_selection, check_going_back
+from trainables.compose import build_method, build_selection, check_going_back, check_space
 from trainables.diagnostics import (
     ALPHA_DIAGNOSTICS,
     alpha_diagnostics,
@@ -142,6 +142,7 @@ class SearchTrial:
         self._selection = build_selection(
             (name, config), self.description["method"], of_method=self.method
         )
+        check_space(self.space, self.method, self._selection, epochs=self.settings.epochs)
         name, config = chosen["dataset"]
         dataset_module = plugins.load("datasets", name)
         self.data_digest: str = dataset_module.digest(config)
@@ -314,10 +315,11 @@ class SearchTrial:
             rule: A plug-in of kind "selections", or ready made.
 
         Raises:
-            NasError: No such rule, or settings that it does not take.
+            NasError: No such rule, settings that it does not take, or a space that it cannot.
         """
         if not isinstance(rule, Selection):
             rule = build_selection(rule, of_method=self.method)
+            check_space(self.space, self.method, rule, epochs=self.settings.epochs)
         if rule.at_end is not None and self.stopped_at is not None:
             raise StateError(
                 f"The search was stopped early for its genotype of epoch {self.stopped_at}; the "

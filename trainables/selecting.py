@@ -47,10 +47,12 @@ class Selection:
         each_epoch: The genotype after an epoch, from the op weights alone, which costs nothing.
         at_end: The genotype after the last epoch, from the trained supernet; None is `each_epoch`.
             It may also be applied to any stored supernet later.
+        of_edges: Whether the rule decides edge by edge, leaving one operation on each.
     """
 
     each_epoch: Callable[[Space, Mapping[str, Tensor]], Genotype] = by_magnitude
     at_end: Callable[[TrainedSupernet], Selected] | None = None
+    of_edges: bool = False
 
 
 class TrainedSupernet:

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from spaces.core.network import Network
 from trainables.images import Batches, ImageSet, full_pass
 from trainables.settings import RetrainSettings
 from trainables.state import DTYPES, cloned
@@ -28,7 +27,7 @@ class Training:
 
     def __init__(
         self,
-        network: Network,
+        network: nn.Module,
         batches: Batches,
         settings: RetrainSettings,
         generator: torch.Generator,

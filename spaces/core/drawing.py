@@ -55,6 +55,10 @@ _STYLES: Mapping[str, _Style] = {
     "sep_conv_5x5": _Style("sep conv 5×5", "#7a4fd0"),
     "dil_conv_3x3": _Style("dil conv 3×3", "#e8912d"),
     "dil_conv_5x5": _Style("dil conv 5×5", "#d6456b"),
+    "maxpool3x3": _Style("into max pool 3×3", "#2e9e6b", (4.0, 1.8)),
+    "conv1x1-bn-relu": _Style("into conv 1×1", "#e8912d"),
+    "conv3x3-bn-relu": _Style("into conv 3×3", "#2f6fdb"),
+    "output": _Style("into the output", "#7b8794"),
 }
 _OTHER_COLOURS = ("#8c6d46", "#b5408f", "#5b7c2a", "#3d4f8a")
 

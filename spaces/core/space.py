@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spaces.core.errors import SpaceError, near_miss
 from spaces.core.genotype import Cell, EdgeChoice, Genotype
@@ -52,18 +52,23 @@ class Space(ABC):
         operations: By cell type, the candidate operations: columns of the op weights, unless edges
             have candidates of their own; `operations_of` tells those of an edge.
         edges: By cell type, (source, target) of every edge: rows of the op weights.
+        has_edges: Whether rows of the op weights are edges, each of which has one operation in a
+            genotype. Where they are not, `edges` is empty, `operations` and op weights go by names
+            of the space's own in the place of cell types, and methods and rules that weigh, thin
+            out or decide edges are refused.
         evaluation: Size of the published evaluation network.
         has_auxiliary: Whether its networks can have an auxiliary head.
         has_imagenet_stem: Whether its networks can have the stem for large images.
         parameter_free: Operations without weights, whose dominance marks a collapsed search.
-        skip_operation: Name of the skip connection.
+        skip_operation: Name of the skip connection; None where there is none.
     """
 
     evaluation: Evaluation
     has_auxiliary: bool
     has_imagenet_stem: bool = False
+    has_edges: bool = True
     parameter_free: frozenset[str] = PARAMETER_FREE
-    skip_operation: str = "skip_connect"
+    skip_operation: str | None = "skip_connect"
 
     def __init__(self, name: str, config: Any, topologies: tuple[CellTopology, ...]) -> None:
         self.name = name
@@ -84,6 +89,8 @@ class Space(ABC):
 
     def operations_of(self, name: str, edge: int) -> tuple[str, ...]:
         """Return the candidate operations of an edge of a cell type: the columns of its row."""
+        if name not in self._topology:
+            return self.operations[name]
         return self._topology[name].of_edge(edge)
 
     def place_of(self, name: str, choice: EdgeChoice) -> tuple[int, int]:
@@ -172,7 +179,7 @@ class Space(ABC):
         *,
         seed: int,
         structure: Structure = PLAIN,
-    ) -> Supernet:
+    ) -> nn.Module:
         """Build the supernet on the CPU in float32, from `seed`; the global RNG is untouched.
 
         Args:
@@ -182,12 +189,23 @@ class Space(ABC):
                 other weights of one seed are the same with and without it.
             structure: What the supernet has besides candidate operations.
 
+        Returns:
+            Supernet; `supernet(images, mixture, norm=..., generator=...)` gives logits.
+
         Raises:
-            SpaceError: The space's channels do not allow the structure.
+            SpaceError: The space does not allow the structure.
         """
         layout = self.supernet_layout(in_channels, num_classes)
         with _seeded(seed):
-            return Supernet(self.topologies, layout, structure)
+            return self.make_supernet(layout, structure)
+
+    def make_supernet(self, layout: Layout, structure: Structure) -> nn.Module:
+        """Return the module of a supernet; its weights are drawn from the global RNG."""
+        return Supernet(self.topologies, layout, structure)
+
+    def make_network(self, genotype: Genotype, layout: Layout) -> nn.Module:
+        """Return the module of a genotype's network; likewise."""
+        return Network(genotype, layout)
 
     def build_network(
         self,
@@ -201,7 +219,7 @@ class Space(ABC):
         image_size: int = 32,
         stem: Stem | None = None,
         seed: int = 0,
-    ) -> Network:
+    ) -> nn.Module:
         """Build a genotype's network, CPU, float32.
 
         Args:
@@ -255,7 +273,7 @@ class Space(ABC):
         if stem == "imagenet" or (stem is None and large):
             layout = on_imagenet_stem(layout, channels)
         with _seeded(seed):
-            return Network(genotype, layout)
+            return self.make_network(genotype, layout)
 
     def discretize(self, op_weights: Mapping[str, Tensor]) -> Genotype:
         """Return the genotype that op weights stand for.
@@ -266,20 +284,39 @@ class Space(ABC):
         Raises:
             SpaceError: A cell type is missing, a shape is wrong or a value is not finite.
         """
-        cells = []
+        values = {}
         for name, shape in self.alpha_shapes().items():
             if name not in op_weights:
                 raise SpaceError(f"op_weights must have '{name}', got {list(op_weights)}.")
-            values = op_weights[name].detach().cpu()
-            if tuple(values.shape) != shape:
+            values[name] = op_weights[name].detach().cpu()
+            if tuple(values[name].shape) != shape:
                 raise SpaceError(
                     f"op_weights['{name}'] must have shape {shape} (num_edges, num_ops), got "
-                    f"{tuple(values.shape)}."
+                    f"{tuple(values[name].shape)}."
                 )
-            if not bool(torch.isfinite(values).all()):
-                raise SpaceError(f"op_weights['{name}'] must be finite, got {values.tolist()}.")
-            cells.append(self.choose(name, values))
-        return Genotype(self.name, tuple(cells))
+            if not bool(torch.isfinite(values[name]).all()):
+                raise SpaceError(
+                    f"op_weights['{name}'] must be finite, got {values[name].tolist()}."
+                )
+        return Genotype(self.name, self.choose_cells(values))
+
+    def choose_cells(self, op_weights: Mapping[str, Tensor]) -> tuple[Cell, ...]:
+        """Return the cells that checked op weights, each `(num_edges, num_ops)`, stand for."""
+        return tuple(self.choose(name, op_weights[name]) for name in self.cell_types)
+
+    def one_hot(self, genotype: Genotype, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return op weights that are 1 where the genotype has an operation, and 0 elsewhere.
+
+        Args:
+            genotype: The architecture.
+            like: Op weights whose precision and device are taken.
+        """
+        op_weights = {}
+        for name, shape in self.alpha_shapes().items():
+            op_weights[name] = like[name].detach().new_zeros(shape)
+            for edge in genotype.cell(name).edges:
+                op_weights[name][self.place_of(name, edge)] = 1.0
+        return op_weights
 
     def _with_settings(self, **changed: int) -> Space:
         try:

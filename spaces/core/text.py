@@ -1,4 +1,4 @@
-"""Text forms of genotypes: official NAS-Bench-201 strings, DARTS genotypes, JSON."""
+"""Text forms of genotypes: NAS-Bench-201 strings, DARTS genotypes, NAS-Bench-101 specs, JSON."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from spaces.core import graph101
 from spaces.core.errors import SpaceError
 from spaces.core.genotype import Cell, EdgeChoice, Genotype
 
 NASBENCH201 = "nasbench201"
 DARTS = "darts"
 _FORMS = (
-    "a NAS-Bench-201 string |op~0|+|op~0|op~1|+..., a DARTS Genotype(normal=[...], ...), or JSON"
+    "a NAS-Bench-201 string |op~0|+|op~0|op~1|+..., a DARTS Genotype(normal=[...], ...), a "
+    "NAS-Bench-101 ModelSpec(matrix=[[...], ...], ops=[...]), or JSON"
 )
 _KEYS = {"normal": "normal", "reduce": "reduction"}
 
@@ -22,9 +24,10 @@ def parse(text: str, space: str | None = None) -> Genotype:
     """Read a genotype from text.
 
     Args:
-        text: An official NAS-Bench-201 string, the text of a DARTS `Genotype(...)`, the JSON of
-            `Genotype.to_json`, or the mapping {"normal": [[operation, node], ...], ...} as JSON or
-            as Python text. It is read as syntax and never executed.
+        text: An official NAS-Bench-201 string, the text of a DARTS `Genotype(...)` or of a
+            NAS-Bench-101 `ModelSpec(...)`, the JSON of `Genotype.to_json`, or the mappings
+            {"normal": [[operation, node], ...], ...} and {"matrix": [[...], ...], "ops": [...]} as
+            JSON or as Python text. It is read as syntax and never executed.
         space: Name of the space, None for the one whose form it is.
 
     Raises:
@@ -35,13 +38,14 @@ def parse(text: str, space: str | None = None) -> Genotype:
         return _parse_nasbench201(stripped, space or NASBENCH201)
     if stripped.startswith("{"):
         return from_mapping(_mapping(stripped), space)
-    if stripped.split("(")[0].split("=")[-1].strip() == "Genotype":
+    called = stripped.split("(")[0].split("=")[-1].strip()
+    if called.rpartition(".")[2] in ("Genotype", "ModelSpec"):
         return from_mapping(_call(stripped), space)
     raise SpaceError(f"A genotype must be {_FORMS}, got {_shown(stripped)}.")
 
 
 def from_mapping(data: Mapping[str, Any], space: str | None = None) -> Genotype:
-    """Read a genotype from the mapping of `Genotype.to_json` or of the DARTS form.
+    """Read a genotype from the mapping of `Genotype.to_json`, the DARTS or the NAS-Bench-101 form.
 
     Raises:
         SpaceError: A key is missing or unknown, or a value has the wrong form.
@@ -51,6 +55,8 @@ def from_mapping(data: Mapping[str, Any], space: str | None = None) -> Genotype:
         if space is not None and genotype.space != space:
             raise SpaceError(f"The genotype is one of space '{genotype.space}', not of '{space}'.")
         return genotype
+    if set(data) == {"matrix", "ops"}:
+        return _from_spec(data["matrix"], data["ops"], space)
     expected = {key for name in _KEYS for key in (name, f"{name}_concat")}
     if set(data) != expected:
         raise SpaceError(
@@ -83,6 +89,34 @@ def format_darts(genotype: Genotype) -> str:
         nodes = f"range({concat[0]}, {concat[-1] + 1})" if contiguous else str(list(concat))
         fields.append(f"{key}={pairs}, {key}_concat={nodes}")
     return f"Genotype({', '.join(fields)})"
+
+
+def format_nasbench101(operations: tuple[str, ...], adjacency: graph101.Matrix) -> str:
+    """Return the NAS-Bench-101 form `ModelSpec(matrix=[[...], ...], ops=['input', ...])`.
+
+    Args:
+        operations: Of the inner vertices, in order.
+        adjacency: 0 or 1, `(n, n)`, input and output included.
+    """
+    ops = [graph101.INPUT, *operations, graph101.OUTPUT]
+    return f"ModelSpec(matrix={[list(row) for row in adjacency]}, ops={ops})"
+
+
+def _from_spec(matrix: Any, ops: Any, space: str | None) -> Genotype:
+    """Read a NAS-Bench-101 cell; what is on no path from its input to its output is cut off."""
+    if space is None:
+        raise SpaceError("A NAS-Bench-101 cell does not say its space; say which it is one of.")
+    rows = matrix if isinstance(matrix, list | tuple) else None
+    if rows is None or not all(
+        isinstance(row, list | tuple) and all(type(value) is int for value in row) for row in rows
+    ):
+        raise SpaceError(f"matrix must be a list of rows of 0 and 1, got {matrix!r}.")
+    if not isinstance(ops, list | tuple) or not all(isinstance(op, str) for op in ops):
+        raise SpaceError(f"ops must be a list of names, got {ops!r}.")
+    if len(ops) < 2 or (ops[0], ops[-1]) != (graph101.INPUT, graph101.OUTPUT):
+        raise SpaceError(f"ops must go from 'input' to 'output', got {list(ops)}.")
+    adjacency = tuple(tuple(row) for row in rows)
+    return Genotype(space, (graph101.to_cell("cell", tuple(ops[1:-1]), adjacency),))
 
 
 def _parse_nasbench201(text: str, space: str) -> Genotype:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from spaces.core import plugins
-from spaces.core.errors import OracleError
-from spaces.core.graph101 import MAX_VERTICES, OPERATIONS, Key, canonical
+from spaces.core import graph101, plugins
+from spaces.core.errors import OracleError, SpaceError
+from spaces.core.graph101 import DIGITS, MAX_VERTICES
 from spaces.core.oracle import Oracle, Record, ranks, read_columns, shares
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ SOURCE = "Ying et al., NAS-Bench-101, ICML 2019, https://arxiv.org/abs/1902.0963
 SPACES = ("nasbench1shot1*",)
 
 CELLS = 423_624
-_LETTERS = {"3": 0, "1": 1, "p": 2}  # how `ops` writes `graph101.OPERATIONS`
-_WORDS = len(OPERATIONS) ** (MAX_VERTICES - 2)
+_LETTERS = {"3": 0, "1": 1, "p": 2}  # how `ops` writes the digits of `graph101`
+_WORDS = len(DIGITS) ** (MAX_VERTICES - 2)
 _EDGE_SETS = 2 ** (MAX_VERTICES * (MAX_VERTICES - 1) // 2)
 
 
@@ -98,15 +98,24 @@ class NasBench101Table:
         return self.lookup_cell(*self._space.cell101(genotype))
 
     def lookup_cell(self, operations: Sequence[str], adjacency: Sequence[Sequence[int]]) -> Record:
-        """Return what the table has of a cell in any of its forms; see `graph101.canonical`.
+        """Return what the table has of a cell in any of its forms; see `graph101`.
 
         Accuracies are of one run of three, at 108 epochs; there is no validation accuracy.
 
         Raises:
             OracleError: It is no cell, or none of the space's.
         """
-        cell = canonical(operations, adjacency)
-        key = _number(cell)
+        try:
+            small = graph101.pruned(*graph101.in_order(operations, adjacency))
+            if len(small[1]) > MAX_VERTICES:
+                raise OracleError(
+                    f"A cell of NAS-Bench-101 must have at most {MAX_VERTICES} vertices between "
+                    f"input and output, both included, got {len(small[1])}."
+                )
+            cell = graph101.canonical(*small)
+        except SpaceError as error:
+            raise OracleError(str(error)) from error
+        key = _number(*cell)
         row = int(self._keys.searchsorted(key))
         if row == self.size or self._keys[row] != key:
             raise OracleError(f"NAS-Bench-101 does not have the cell {cell} among {self.size:,}.")
@@ -159,12 +168,12 @@ def _keys(path: str, columns: Columns) -> NDArray[np.int64]:
     return found + np.asarray(words, dtype=np.int64)[places]
 
 
-def _number(cell: Key) -> int:
-    return (cell.num_vertices * _EDGE_SETS + cell.edges) * _WORDS + _word(cell.operations)
+def _number(num_vertices: int, edges: int, digits: Sequence[int]) -> int:
+    return (num_vertices * _EDGE_SETS + edges) * _WORDS + _word(digits)
 
 
 def _word(operations: Sequence[int]) -> int:
     number = 0
     for place in operations:
-        number = len(OPERATIONS) * number + place
+        number = len(DIGITS) * number + place
     return number

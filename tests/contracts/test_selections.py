@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from spaces.core import plugins
+from spaces.core.errors import SpaceError
 from spaces.core.genotype import Genotype
 from tests.contracts.test_methods import label, variants
-from tests.trainables.searches import SPACES, differences, flat, small_search
+from tests.trainables.searches import EDGELESS, SPACES, differences, flat, small_search
 from trainables.search import SearchTrial
 from trainables.selecting import Selected
 
@@ -26,6 +27,8 @@ RULES = plugins.available("selections")
 # tried at its cheapest: with one epoch in the smaller space, with none and one batch elsewhere.
 QUICK: dict[str, dict[str, Any]] = {"perturbation": {"tune_epochs": 1}}
 QUICKEST: dict[str, dict[str, Any]] = {"perturbation": {"tune_epochs": 0, "batches": 1}}
+OF_EDGES = ("operation_strength", "perturbation")
+"""Rules that decide edge by edge: refused in a space that has none."""
 FIELDS = [
     (name, field.name)
     for name in RULES
@@ -82,7 +85,8 @@ CASES = [
         for name in RULES
         for space in SPACES
         # A projection of every cell by itself takes half a minute and shows nothing new.
-        if name not in QUICKEST or space != "darts_per_cell"
+        if (name not in QUICKEST or space != "darts_per_cell")
+        and (name not in OF_EDGES or space not in EDGELESS)
     ),
 ]
 # Minutes a choice in the larger spaces, where it is made once and not three times.
@@ -134,6 +138,15 @@ def test_the_choice_is_one_of_the_space(settings: dict[str, Any], space: str, me
     )
     # The scores stand in the place of op weights: what was chosen is what they say.
     assert trial.space.discretize(selected.scores) == selected.genotype
+
+
+@pytest.mark.parametrize("space", EDGELESS)
+@pytest.mark.parametrize("name", OF_EDGES)
+def test_a_rule_of_edges_is_refused_where_there_are_none(name: str, space: str) -> None:
+    with pytest.raises(SpaceError, match=f"'{space}' has blocks .* and no edges"):
+        small_search({"name": "darts", "select": name}, space=space)
+    with pytest.raises(SpaceError, match="decides edge by edge"):
+        searched(space).select(name)
 
 
 @pytest.mark.parametrize(("settings", "space", "method"), REPEATED, ids=label)

@@ -71,6 +71,31 @@ def test_quickstart_is_what_the_documentation_says(
     assert experiment.search["alpha_lr"] * steps == pytest.approx(6, rel=0.1)
 
 
+def test_nasbench1shot1_has_the_published_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = ROOT / "experiments" / "cifar10" / "darts_nasbench1shot1.yaml"
+    experiment = load(path, monkeypatch, tmp_path)
+    configurations = factors.configurations(experiment)
+    parts = [(c.settings["space"], c.settings["method"]["name"]) for c in configurations]
+    assert {(s["name"], s["channels"], s["cells"]) for s, _ in parts} == {
+        (f"nasbench1shot1_{number}", 16, 9) for number in (1, 2, 3)
+    }
+    assert len(parts) == 9
+    assert {method for _, method in parts} == {"darts", "sdarts_rs", "sdarts_adv"}
+    published = {
+        "epochs": 100,
+        "batch_size": 96,
+        "weight_lr": 0.025,
+        "weight_lr_min": 0.001,
+        "weight_decay": 3e-4,
+        "gradient_clip": 5.0,
+        "alpha_lr": 3e-4,
+        "alpha_weight_decay": 1e-3,
+    }
+    assert published.items() <= experiment.search.items()
+
+
 def test_darts_on_nasbench201_has_the_published_settings(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -159,6 +159,19 @@ def test_versions_of_parts_and_selections_are_in_the_key(
             ["space={grid: [darts, nasbench201]}", "retrain.stem=imagenet"],
             "retrain.stem cannot be imagenet in space nasbench201",
         ),
+        # A space without edges: what weighs, samples or decides them.
+        ("pc_darts", ["space=nasbench1shot1_1"], "'nasbench1shot1_1' .* no edges"),
+        ("{grid: [darts, gdas]}", ["space=nasbench1shot1_3"], "runs one operation on each edge"),
+        (
+            "{name: darts, select: perturbation}",
+            ["space={grid: [nasbench201, nasbench1shot1_2]}"],
+            "'nasbench1shot1_2' .* decides edge by edge",
+        ),
+        (
+            "sdarts_rs",
+            ["space=nasbench1shot1_2", "selection=operation_strength"],
+            "decides edge by edge",
+        ),
         ("{name: darts, early_stop: eigenvalue}", ["search.epochs=8"], "could never end"),
         ("{name: darts, fixed_alphas: true}", [], "nothing to choose by"),
         # A search that goes back: with more weight decay than it may have, or among rungs.

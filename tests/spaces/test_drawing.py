@@ -13,6 +13,7 @@ from PIL import Image
 from spaces.core.drawing import draw_genotype
 from spaces.core.errors import SpaceError
 from spaces.core.genotype import Cell, EdgeChoice, Genotype
+from spaces.core.graph101 import CONV1X1, MAX_POOL, to_cell
 from spaces.core.graph_layout import positions
 from spaces.core.named import named
 from spaces.core.panels import Panel, arrange
@@ -46,6 +47,16 @@ def test_an_svg_is_the_same_each_time_and_holds_the_graph(tmp_path: Path) -> Non
     assert first.count("#2f6fdb") >= 2
     assert first.count("#e8912d") >= 2
     assert "#14a3b8" not in first
+
+
+def test_a_cell_of_vertices_shows_what_edges_lead_into(tmp_path: Path) -> None:
+    adjacency = ((0, 1, 1, 0), (0, 0, 1, 1), (0, 0, 0, 1), (0, 0, 0, 0))
+    cell = to_cell("cell", (CONV1X1, MAX_POOL), adjacency)
+    drawn = draw_genotype(Genotype("x", (cell,)), tmp_path / "c.svg").read_text()
+    # Into a 1x1 convolution, max pooling and the output; no colour of an operation unknown.
+    for colour, present in (("e8912d", 1), ("2e9e6b", 2), ("7b8794", 2), ("2f6fdb", 0)):
+        assert drawn.count(f"fill: #{colour}") == present
+    assert "#8c6d46" not in drawn
 
 
 def test_an_operation_without_a_style_gets_a_colour(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ Cell = tuple[list[str], list[list[int]]]
 
 
 def cell101(ops: str, adjacency: int, order: list[int] | None = None) -> Cell:
-    """Return the cell of a table's row; `order` has the new number of each vertex."""
+    """Return inner operations and matrix of a table's row; `order` numbers the vertices anew."""
     count = len(ops) + 2
     order = list(range(count)) if order is None else order
     names = [""] * count
@@ -223,7 +223,7 @@ def cell101(ops: str, adjacency: int, order: list[int] | None = None) -> Cell:
     matrix = [[0] * count for _ in range(count)]
     for x, y in itertools.combinations(range(count), 2):
         matrix[order[x]][order[y]] = adjacency >> (x + y * (y - 1) // 2) & 1
-    return names, matrix
+    return names[1:-1], matrix
 
 
 # A chain input -> 3x3 -> output is 0 -> 1, 1 -> 2: bits 0 and 2; with 0 -> 2 also bit 1.
@@ -248,7 +248,7 @@ def test_a_graph_has_its_row(small101: Path) -> None:
     assert oracle.lookup_cell(*cell101("1", 5)) == Record(0.8, 2, params=20)
     assert oracle.lookup_cell(*cell101("", 1)).rank == 4
     # The 1x1 convolution leads nowhere: what counts is input -> output.
-    dangling = (["input", LETTERS["1"], "output"], [[0, 1, 1], [0, 0, 0], [0, 0, 0]])
+    dangling = ([LETTERS["1"]], [[0, 1, 1], [0, 0, 0], [0, 0, 0]])
     assert oracle.lookup_cell(*dangling).test_accuracy == 0.1
     with pytest.raises(OracleError, match="does not have the cell"):
         oracle.lookup_cell(*cell101("3", 7))
@@ -334,7 +334,7 @@ def test_the_cell_of_the_official_notebook_has_its_published_numbers(
 ) -> None:
     edges = {(0, 1), (0, 2), (0, 3), (0, 5), (1, 6), (2, 6), (3, 4), (4, 6), (5, 6)}
     matrix = [[int((x, y) in edges) for y in range(7)] for x in range(7)]
-    names = ["input", *(LETTERS[letter] for letter in "1333p"), "output"]
+    names = [LETTERS[letter] for letter in "1333p"]
     found = real101.lookup_cell(names, matrix)
     assert (found.test_accuracy, found.params) == (pytest.approx(0.93118990), 2_694_282)
 
@@ -369,7 +369,7 @@ class Fake(NasBench201):
     def cell101(self, genotype):
         name = {"nor_conv_1x1": "conv1x1-bn-relu", "avg_pool_3x3": "maxpool3x3"}
         operation = name[genotype.cell("cell").edges[0].operation]
-        return ("input", operation, "output"), ((0, 1, 0), (0, 0, 1), (0, 0, 0))
+        return (operation,), ((0, 1, 0), (0, 0, 1), (0, 0, 0))
 def build(config, name):
     return Fake(name, config)
 '''

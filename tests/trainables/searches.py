@@ -19,12 +19,18 @@ SPACES: dict[str, dict[str, Any]] = {
     "nasbench201": {"name": "nasbench201", "channels": 2, "cells_per_stage": 1},
     "darts": {"name": "darts", "channels": 2, "cells": 3},
     "darts_per_cell": {"name": "darts_per_cell", "channels": 2, "cells": 3},
+    "nasbench1shot1_1": {"name": "nasbench1shot1_1", "channels": 2, "cells": 3},
 }
 ODD_SPACES: dict[str, dict[str, Any]] = {
     "s1": {"name": "s1", "channels": 2, "cells": 3},
     "s4": {"name": "s4", "channels": 2, "cells": 3},
+    "nasbench1shot1_2": {"name": "nasbench1shot1_2", "channels": 2, "cells": 3},
+    "nasbench1shot1_3": {"name": "nasbench1shot1_3", "channels": 2, "cells": 3},
 }
-"""Spaces of the same cells as `darts`, but with candidates of each edge, and with noise."""
+"""The cells of `darts` with candidates of each edge, and with noise; larger choice blocks."""
+EDGELESS = [name for name in [*SPACES, *ODD_SPACES] if name.startswith("nasbench1shot1")]
+"""Spaces whose op weights are not of edges."""
+WITH_EDGES = [name for name in SPACES if name not in EDGELESS]
 WIDER = {"channels": 20}
 """Of methods with partial channels: a multiple of 4 and 5, so that one size compares both."""
 

@@ -15,7 +15,7 @@ from spaces.core.mixture import Structure
 from spaces.core.space import Space
 from tests.spaces.helpers import space_of
 from tests.trainables.plain_search import PlainSearch, note_mixtures, one_step, plain_per_node
-from tests.trainables.searches import SPACES, small_search
+from tests.trainables.searches import SPACES, WITH_EDGES, small_search
 from tests.trainables.test_passes import counted
 from tests.trainables.test_perturbations import plain_perturbation
 from trainables.compose import build_method
@@ -43,7 +43,7 @@ def random_logits(space: Space) -> OpWeights:
     }
 
 
-@pytest.mark.parametrize("name", list(SPACES))
+@pytest.mark.parametrize("name", WITH_EDGES)
 def test_edge_weights_are_the_softmax_of_the_edges_into_a_node(name: str) -> None:
     space = space_of(SPACES[name])
     logits = random_logits(space)

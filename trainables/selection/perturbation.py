@@ -208,4 +208,4 @@ def select(supernet: TrainedSupernet, *, config: Config) -> Selected:
 
 def build(config: Config) -> Selection:
     """Return the selection rule."""
-    return Selection(at_end=partial(select, config=config))
+    return Selection(at_end=partial(select, config=config), of_edges=True)
