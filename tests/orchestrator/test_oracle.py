@@ -269,6 +269,12 @@ def test_genotypes_that_the_table_lacks_are_counted(oracle: StudyOracle, tmp_pat
     rows = [searched("darts", 0, 3), searched("darts", 1, 4, genotype=other)]
     (_, _, paragraph, _) = blocks(view(rows, oracle, ""), tmp_path)
     assert "does not have 1 of the genotypes." in str(paragraph)
+    # A table that has none of them says so rather than nothing.
+    bare = replace(rows[1], curve=[])
+    (_, grid, paragraph) = blocks(view([bare], oracle, ""), tmp_path)
+    assert "0 of 1" in str(grid)
+    assert "does not have 1 of the genotypes." in str(paragraph)
+    assert blocks(view([], oracle, ""), tmp_path) == []
 
 
 # MLflow
