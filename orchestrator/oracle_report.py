@@ -116,10 +116,10 @@ def blocks(shown: OracleView, folder: Path) -> list[Block]:
     """Return the section of a report, with its plot in `folder`; nothing without an oracle."""
     if shown.reason:
         return [Heading("True accuracy"), Paragraph(_sentence(shown.reason))]
-    if not any(line.found for line in shown.lines):
+    if not shown.lines:
         return []
     sizes = sorted({truth.size for line in shown.lines for truth in line.found.values()})
-    said = " or ".join(f"{size:,}" for size in sizes)
+    said = " or ".join(f"{size:,} " for size in sizes)
     lacking = sum(line.asked - len(line.found) for line in shown.lines)
     found: list[Block] = [
         Heading("True accuracy"),
@@ -127,7 +127,7 @@ def blocks(shown: OracleView, folder: Path) -> list[Block]:
         Paragraph(
             f"Of the genotypes that the searches on {', '.join(shown.datasets)} found, by the "
             f"table {shown.title}, whose authors trained every architecture; no search has seen "
-            f"it. Regret is the best test accuracy of the table's {said} architectures less that "
+            f"it. Regret is the best test accuracy of the table's {said}architectures less that "
             "of the genotype; ranks are among them, 1 being the best."
             + (f" The table does not have {lacking} of the genotypes." if lacking else "")
         ),

@@ -269,6 +269,12 @@ def test_genotypes_that_the_table_lacks_are_counted(oracle: StudyOracle, tmp_pat
     rows = [searched("darts", 0, 3), searched("darts", 1, 4, genotype=other)]
     (_, _, paragraph, _) = blocks(view(rows, oracle, ""), tmp_path)
     assert "does not have 1 of the genotypes." in str(paragraph)
+    # A table that has none of them says so rather than nothing.
+    bare = replace(rows[1], curve=[])
+    (_, grid, paragraph) = blocks(view([bare], oracle, ""), tmp_path)
+    assert "0 of 1" in str(grid)
+    assert "does not have 1 of the genotypes." in str(paragraph)
+    assert blocks(view([], oracle, ""), tmp_path) == []
 
 
 # MLflow
@@ -292,6 +298,10 @@ def test_a_run_has_each_epochs_truth_at_its_time_and_the_final_one(oracle: Study
         ("oracle/final_rank", 2): (266.0, 1_010_000),
     }
     assert view_of(row, "study", "parent", oracle).tags["oracle"] == "nasbench201 cifar10"
+    # The genotype of the first epoch, where a method takes that of its best one.
+    earlier = points(replace(row, genotype=form(6), genotype_epoch=1), oracle)
+    assert earlier[("oracle/final_test_regret", 2)] == (0.0, 1_010_000)
+    assert earlier[("oracle/test_regret", 2)] == (pytest.approx(0.27), 1_008_000)
     assert points(row, None) == {}
     assert "oracle" not in view_of(row, "study", "parent").tags
     assert points(retrain_row("none", 0, 0.9), oracle) == {}
@@ -304,6 +314,17 @@ def test_a_row_is_sent_again_where_an_oracle_came_or_changed(oracle: StudyOracle
     assert len({digest(row), digest(row, oracle), digest(row, other)}) == 3
     retrained = retrain_row("none", 0, 0.9)
     assert digest(retrained) == digest(retrained, oracle)
+
+
+def test_the_data_set_changes_what_is_sent_and_the_path_does_not(
+    oracle: StudyOracle, tmp_path: Path
+) -> None:
+    columns = columns201()
+    path = write({**columns, "cifar100_test": columns["cifar10_test"]}, tmp_path / "two.parquet")
+    settings = {"name": "nasbench201", "path": str(path)}
+    space = {"name": "nasbench201"}
+    assert StudyOracle({**settings, "dataset": "cifar10"}, space).digest == oracle.digest
+    assert StudyOracle({**settings, "dataset": "cifar100"}, space).digest != oracle.digest
 
 
 @pytest.fixture
