@@ -18,7 +18,8 @@ def find_genotype(text: str, space: str | None = None) -> Genotype:
 
     Args:
         text: Path of a file that holds a genotype in any of its forms, such a form itself (JSON,
-            the NAS-Bench-201 string, the DARTS normal/reduce form), or a name.
+            the NAS-Bench-201 string, the DARTS normal/reduce form, the NAS-Bench-101 spec), or a
+            name.
         space: Space of a form that does not say its own.
 
     Raises:

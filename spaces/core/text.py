@@ -105,7 +105,7 @@ def format_nasbench101(operations: tuple[str, ...], adjacency: graph101.Matrix) 
 def _from_spec(matrix: Any, ops: Any, space: str | None) -> Genotype:
     """Read a NAS-Bench-101 cell; what is on no path from its input to its output is cut off."""
     if space is None:
-        raise SpaceError("A NAS-Bench-101 cell does not say its space; say which it is one of.")
+        raise SpaceError("A NAS-Bench-101 cell does not say its space: name the one it is of.")
     rows = matrix if isinstance(matrix, list | tuple) else None
     if rows is None or not all(
         isinstance(row, list | tuple) and all(type(value) is int for value in row) for row in rows

@@ -19,7 +19,7 @@ from spaces.core.genotype import Genotype
 from spaces.core.graph101 import CONV1X1, CONV3X3, MAX_POOL, Graph
 from spaces.core.layout import CellLayer
 from spaces.core.mixture import Mixture, Norm
-from spaces.core.text import format_nasbench101
+from spaces.core.text import format_nasbench101, parse
 from spaces.core.vertex_network import VertexCell, vertex_channels
 from spaces.nasbench1shot1 import NasBench1Shot1
 from tests.spaces.helpers import space_of
@@ -375,6 +375,8 @@ def test_the_text_form_is_that_of_the_benchmark() -> None:
     genotype = space.parse(text)
     assert space.format(genotype) == text
     assert space.parse(f"api.{text}") == space.parse(f"cell = {text}") == genotype
+    with pytest.raises(SpaceError, match="does not say its space"):
+        parse(text)
     # The benchmark's own cells have seven vertices, some on no path.
     loose = (
         '{"matrix": [[0, 1, 1, 1, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 0, 0], '
