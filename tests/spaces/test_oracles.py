@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pyarrow import parquet
 
 from spaces.core import plugins
@@ -19,6 +20,7 @@ from spaces.core.errors import OracleError
 from spaces.core.oracle import Oracle, Record, ranks
 from spaces.core.text import format_nasbench201, parse
 from spaces.oracles import nasbench101
+from tests.spaces.helpers import space_of
 from tests.spaces.tables import CONV, cell201, columns201, write
 
 SKIP = cell201(("skip_connect",) * 6)
@@ -327,6 +329,32 @@ def test_real_cells_are_found_under_relabelling(
         assert (found.test_accuracy, found.params, found.flops) == (
             pytest.approx(row["test_acc_108"]), row["params"], row["flops"],
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("number", "size", "least_error"),
+    [(1, 2685, 0.05639), (2, 7773, 0.0575922), (3, 55854, 0.0533854)],
+)
+def test_a_space_of_choice_blocks_is_looked_up_among_its_own_cells(
+    shared_data: Path, number: int, size: int, least_error: float
+) -> None:
+    name = f"nasbench1shot1_{number}"
+    space = space_of(name)
+    path = shared_data / "nasbench101" / "nasbench101.parquet"
+    oracle = nasbench101.load(nasbench101.Config(str(path)), {"name": name})
+    assert oracle.size == size
+    assert 1 - oracle.best_test_accuracy == pytest.approx(least_error, abs=1e-5)
+    generator = torch.Generator().manual_seed(0)
+    found = [
+        oracle.lookup(
+            space.discretize(
+                {k: torch.rand(s, generator=generator) for k, s in space.alpha_shapes().items()}
+            )
+        )
+        for _ in range(50)
+    ]
+    assert all(1 <= record.rank <= size and record.params for record in found)
+    assert len({record.test_accuracy for record in found}) > 20
 
 
 def test_the_cell_of_the_official_notebook_has_its_published_numbers(
