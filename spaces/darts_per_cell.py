@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -78,6 +79,11 @@ class DartsPerCell(Space):
         )
         # Width and classes are those of DARTS; depth is no choice after the search.
         self.evaluation = Evaluation(channels=36, cells=config.cells, classes=10)
+
+    @property
+    def num_choices(self) -> int:
+        """Number of genotypes."""
+        return math.prod(darts_cells.num_choices(topology) for topology in self.topologies)
 
     def search_size(self) -> tuple[int, int]:
         """Return channels of the first cell and number of cells of the supernet."""

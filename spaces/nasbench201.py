@@ -55,6 +55,12 @@ class NasBench201(Space):
     def __init__(self, name: str, config: Config) -> None:
         super().__init__(name, config, (_TOPOLOGY,))
 
+    @property
+    def num_choices(self) -> int:
+        """Number of cells: one of five operations on each of six edges."""
+        edges, operations = _TOPOLOGY.shape
+        return operations**edges
+
     def search_size(self) -> tuple[int, int]:
         """Return channels of the first stage and cells of each stage of the supernet."""
         return self.config.channels, self.config.cells_per_stage

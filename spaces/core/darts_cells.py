@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -68,6 +69,12 @@ def choose_cell(name: str, topology: CellTopology, op_weights: Tensor) -> Cell:
             operation = topology.of_edge(row)[columns[int(best[row])]]
             kept.append(EdgeChoice(*_EDGES[row], operation))
     return Cell(name, tuple(kept), tuple(_NODES))
+
+
+def num_choices(topology: CellTopology) -> int:
+    """Return the number of cells: two edges into every node, each with an operation but `none`."""
+    per_edge = len(selectable(topology.of_edge(0)))
+    return math.prod(math.comb(node, 2) * per_edge**2 for node in _NODES)
 
 
 def check_cell(cell: Cell, space: str) -> None:

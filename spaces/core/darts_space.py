@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from spaces.core import darts_cells
@@ -17,6 +19,11 @@ class DartsSpace(Space):
     evaluation = Evaluation(channels=36, cells=20, classes=10)
     has_auxiliary = True
     has_imagenet_stem = True
+
+    @property
+    def num_choices(self) -> int:
+        """Number of genotypes."""
+        return math.prod(darts_cells.num_choices(topology) for topology in self.topologies)
 
     def search_size(self) -> tuple[int, int]:
         """Return channels of the first cell and number of cells of the supernet."""

@@ -98,6 +98,11 @@ class Space(ABC):
         row = self.edges[name].index((choice.source, choice.target))
         return row, self.operations_of(name, row).index(choice.operation)
 
+    @property
+    def num_choices(self) -> int | None:
+        """Number of choices of edges and operations; isomorphic ones count apart. None: unknown."""
+        return None
+
     def selectable(self, name: str) -> list[int]:
         """Return the columns of a cell type's operations that a genotype can have on an edge."""
         return list(range(self._topology[name].shape[1]))
