@@ -11,10 +11,10 @@ from spaces.core.space import Evaluation, Space
 
 SOURCE = "Zela et al.: Understanding and Robustifying Differentiable Architecture Search, ICLR 2020, arXiv 1909.09656"  # noqa: E501
 EXPORTS = {
-    "s1": "S1 of R-DARTS: DARTS cells with two operations an edge, from a fixed table",
-    "s2": "S2 of R-DARTS: DARTS cells with skip connection and 3x3 separable convolution",
-    "s3": "S3 of R-DARTS: DARTS cells with none, skip connection and 3x3 separable convolution",
-    "s4": "S4 of R-DARTS: DARTS cells with noise and 3x3 separable convolution",
+    "s1": "S1 of R-DARTS: DARTS cells with two operations an edge, from a fixed table.",
+    "s2": "S2 of R-DARTS: DARTS cells with skip connection and 3x3 separable convolution.",
+    "s3": "S3 of R-DARTS: DARTS cells with none, skip connection and 3x3 separable convolution.",
+    "s4": "S4 of R-DARTS: DARTS cells with noise and 3x3 separable convolution.",
 }
 
 _UNIFORM = {
