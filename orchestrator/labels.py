@@ -79,7 +79,10 @@ def _differences(parts: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
         texts = _texts([part.get(key) for part in parts])
         having = texts
         if "." in key:
-            having = [text for text, part in zip(texts, parts, strict=True) if key in part]
+            slot, name, *_ = key.split(".")
+            # One that has the plug-in and not the setting has it at its default.
+            both = zip(texts, parts, strict=True)
+            having = [text for text, part in both if part.get(slot) == name]
         if len(set(having)) == 1 and key not in plugins.SLOTS:
             continue
         for index, part in enumerate(parts):

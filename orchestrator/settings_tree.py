@@ -29,10 +29,11 @@ _COMBINATIONS = 1000  # extremes of settings that are tried together; more add o
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """Type and default of one setting."""
+    """Type and default of one setting, and whether it came later: see `plugins.settings_of`."""
 
     hint: Any
     default: Any
+    later: bool = False
 
 
 def specs_of(record: type[Any]) -> dict[str, Spec]:
@@ -47,7 +48,8 @@ def specs_of(record: type[Any]) -> dict[str, Spec]:
     for field in dataclasses.fields(record):
         factory = field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()
-        specs[field.name] = Spec(hints[field.name], default)
+        later = bool(field.metadata.get("later"))
+        specs[field.name] = Spec(hints[field.name], default, later)
     return specs
 
 
@@ -98,7 +100,11 @@ def check_fields(
             problems.add(where, f"{where}.{key} must be given: {owner} has no default for it.")
         elif spec.default is not REQUIRED and not _left_out(key, spec):
             values[key] = plain(spec.default)
-    return {key: values[key] for key in specs if key in values}
+    return {
+        key: values[key]
+        for key, spec in specs.items()
+        if key in values and not (spec.later and values[key] == plain(spec.default))
+    }
 
 
 def _left_out(key: str, spec: Spec) -> bool:

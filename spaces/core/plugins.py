@@ -252,12 +252,19 @@ def settings_of(name: str, config: Any) -> dict[str, Any]:
     """Return the whole mapping that `make_config` would read: the name and every setting.
 
     What every method can be given and is not stays out, so that a new part of that sort changes
-    the identity of nothing.
+    the identity of nothing. So does, at its default, a setting that a plug-in got after rows had
+    been written: a field with the metadata `{"later": True}`.
     """
+    later = {
+        field.name: field.default
+        for field in dataclasses.fields(config)
+        if field.metadata.get("later")
+    }
     settings = {
         key: value
         for key, value in dataclasses.asdict(config).items()
-        if value is not None or not is_of_every_method(key)
+        if (value is not None or not is_of_every_method(key))
+        and (key not in later or value != later[key])
     }
     return {"name": name, **json.loads(json.dumps(settings))}
 

@@ -130,6 +130,35 @@ def test_versions_of_parts_and_selections_are_in_the_key(
     assert all(old != new for old, new in zip(before, after, strict=True))
 
 
+def test_a_setting_that_came_later_is_named_where_it_is_not_at_its_default() -> None:
+    rules: list[Any] = ["eigenvalue", {"name": "eigenvalue", "then": "regularize"}]
+    parts = [full({"name": "darts", "early_stop": rule}) for rule in rules]
+    assert plugin_labels("methods", parts) == [
+        "darts early_stop=eigenvalue",
+        "darts early_stop=eigenvalue early_stop.then=regularize",
+    ]
+    assert plugin_labels("methods", [full({"name": "darts"}), *parts]) == [
+        "darts",
+        "darts early_stop=eigenvalue",
+        "darts early_stop=eigenvalue early_stop.then=regularize",
+    ]
+
+
+def test_a_setting_that_came_later_changes_no_key_at_its_default(tmp_path: Path) -> None:
+    def key(rule: str) -> str:
+        experiment = load(tmp_path, f"{{name: darts, early_stop: {rule}}}")
+        identity = planning.Identity({"name": "digits", "digest": "x"}, None, None, {})
+        (chosen,) = factors.configurations(experiment)
+        return planning.search_key(chosen, identity, 0)
+
+    plain = key("eigenvalue")
+    # As it was before the rule could do anything but end a search.
+    assert plain == "dd7810472fcbee07"
+    assert key("{name: eigenvalue, then: end}") == plain
+    assert key("{name: eigenvalue, weight_decay_factor: null}") == plain
+    assert key("{name: eigenvalue, then: regularize}") != plain
+
+
 @pytest.mark.parametrize(
     ("method", "overrides", "message"),
     [

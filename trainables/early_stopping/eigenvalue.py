@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -50,10 +50,11 @@ class Config:
     every: int | None = None
     start: int | None = None
     norm: Literal["batch", "running"] = "batch"
-    then: Literal["end", "regularize"] = "end"
-    weight_decay_factor: float | None = None
-    max_weight_decay: float | None = None
-    extra_epochs: int | None = None
+    # Rows from before these settings keep their keys.
+    then: Literal["end", "regularize"] = field(default="end", metadata={"later": True})
+    weight_decay_factor: float | None = field(default=None, metadata={"later": True})
+    max_weight_decay: float | None = field(default=None, metadata={"later": True})
+    extra_epochs: int | None = field(default=None, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if not 0 < self.factor < float("inf"):
