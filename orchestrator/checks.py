@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import factors
 from orchestrator.errors import ConfigError
@@ -17,7 +17,11 @@ from orchestrator.sweep_words import candidates
 from spaces.core import plugins
 from spaces.core.errors import OracleError, PluginSettingsError, SpaceError
 
+if TYPE_CHECKING:
+    from spaces.core.genotype import Genotype
+
 _COMBINATIONS = 1000  # more extremes of a method's settings add only time
+_GENOTYPES = 5  # random ones whose network is tried
 
 
 def visible_gpus() -> int | None:
@@ -171,6 +175,7 @@ def check_methods(experiment: Experiment) -> None:
                 if needs not in tried:
                     tried.add(needs)
                     check_supernets(space, method, epochs=epochs)
+                    check_network(experiment, space)
                 if _wants_imagenet_stem(experiment) and not space.has_imagenet_stem:
                     problems.append(
                         f"retrain.stem cannot be imagenet in space {space.name}, whose networks "
@@ -185,9 +190,55 @@ def check_methods(experiment: Experiment) -> None:
         raise ConfigError("\n".join(lines))
 
 
+def check_network(experiment: Experiment, space: Any, genotype: Genotype | None = None) -> None:
+    """Refuse a size that a retraining's network cannot have, without its memory.
+
+    Args:
+        experiment: Its `retrain` says the size.
+        space: The space.
+        genotype: What is to be trained; None is whatever a search may find.
+
+    Raises:
+        SpaceError: There is no such network.
+    """
+    import torch
+
+    retrain = experiment.retrain
+    if retrain is None or retrain.consistent:
+        return  # a search of that size has been checked
+    settings = retrain.settings
+    found = [genotype] if genotype is not None else []
+    draws = torch.Generator().manual_seed(0)
+    # What a cell with more vertices cannot have, one with fewer may.
+    for _ in range(0 if found else 1 if space.has_edges else _GENOTYPES):
+        shapes = space.alpha_shapes().items()
+        found.append(
+            space.discretize({name: torch.rand(shape, generator=draws) for name, shape in shapes})
+        )
+    try:
+        with torch.device("meta"):
+            for each in found:
+                space.build_network(
+                    each,
+                    3,
+                    10,
+                    channels=settings.channels,
+                    cells=settings.cells,
+                    auxiliary=settings.auxiliary_weight > 0 and space.has_auxiliary,
+                    stem=settings.stem if space.has_imagenet_stem else None,
+                )
+    except SpaceError as error:
+        raise SpaceError(f"retrain: {error}") from error
+
+
 def _wants_imagenet_stem(experiment: Experiment) -> bool:
     retrain = experiment.retrain
     return retrain is not None and not retrain.consistent and retrain.settings.stem == "imagenet"
+
+
+def space_of(experiment: Experiment) -> Any:
+    """Return the space of an experiment that has one alone."""
+    return _space(experiment.settings("space"))
 
 
 def _space(settings: Mapping[str, Any]) -> Any:

@@ -90,6 +90,10 @@ def show(
     if out is not None and out.suffix.lower() not in {".png", ".svg"}:
         raise NasError(f"--out must end in .png or .svg, got {str(out)!r}.")
     found = find_genotype(genotype, space)
+    if space is not None and found.space != space:
+        raise NasError(
+            f"{genotype} is a genotype of space '{found.space}', not of '{space}': leave out --space."
+        )
     # Imported late: a wrong text is refused without waiting for torch.
     from spaces.core.cost import network_cost
 

@@ -153,8 +153,9 @@ def retrain(
         experiment = experiment.model_copy(update={"name": f"retrain-{genotype.hash}"})
     config.check_hardware(experiment)
     config.check_data(experiment)
-    from orchestrator import runner
+    from orchestrator import checks, runner
 
+    checks.check_network(experiment, checks.space_of(experiment), genotype)
     with _training(experiment.name, root) as reporter:
         outcome = runner.retrain_genotype(
             genotype, experiment, root, command=context.obj, reporter=reporter

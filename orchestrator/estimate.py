@@ -78,12 +78,29 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         concurrent=concurrent,
         seconds_per_epoch=seconds,
         total_s=start_s + slower * (search_s + retrain_s) / busy,
-        # A running trial has weights, momentum and a copy of both on disk.
-        disk_bytes=_FIXED_BYTES + kept * largest + 3 * busy * largest + 2 * rows_bytes,
+        # A running trial has weights, momentum and a copy of both on disk, and where it may go back
+        # what it may go back to.
+        disk_bytes=_FIXED_BYTES
+        + kept * largest
+        + (3 + 2 * max(map(_states_kept, units))) * busy * largest
+        + 2 * rows_bytes,
         retrain=retrain,
         notes=[*_notes(experiment), *_probe_notes(experiment, probes), *retrain_notes],
         schedules={unit.label: text for unit in units if (text := _schedule(unit))},
     )
+
+
+def _states_kept(unit: Unit) -> int:
+    """Return how many earlier states a search keeps at most, to go back to."""
+    from trainables.compose import build_method
+
+    name, config = plugins.make_config("methods", unit.settings["method"])
+    rule = build_method(name, config, epochs=unit.epochs).early_stop
+    if rule is None or rule.go_back is None:
+        return 0
+    times = rule.go_back.times(unit.settings["search"]["weight_decay"])
+    reach = times * rule.go_back.reach(unit.epochs) + rule.go_back.extra_epochs
+    return sum(rule.due(epoch, unit.epochs) for epoch in range(min(reach + 1, unit.epochs)))
 
 
 def _units(experiment: Experiment) -> list[Unit]:

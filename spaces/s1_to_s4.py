@@ -90,8 +90,9 @@ class ReducedDarts(DartsSpace):
     """DARTS cells with fewer candidate operations.
 
     The evaluation network is that for CIFAR-10, of 36 channels for S1 and S3 and 16 for S2 and S4,
-    as later papers report; other data sets have others (`retrain.protocol: s1_s4_cifar`). The
-    authors' evaluation script has 16 channels and 8 cells for its default.
+    which are recalled of R-DARTS and not checked (DARTS-PT takes 36); other data sets have others
+    (`retrain.protocol: s1_s4_cifar`). The authors' evaluation script has 16 channels and 8 cells
+    for its default.
 
     Source:
         Zela et al., ICLR 2020, and their code (src/spaces.py, src/evaluation/args.py).

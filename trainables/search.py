@@ -53,12 +53,13 @@ from trainables.state import (
     cloned,
     identity_of,
     load_state,
+    on_cpu,
     purpose_seed,
     resolve_device,
     save_state,
 )
 from trainables.timing import Stopwatch, peak_memory_bytes, reset_peak_memory
-from trainables.watching import GoBack, descent
+from trainables.watching import EarlyStop, descent
 
 Entry = dict[str, Any]
 
@@ -410,7 +411,7 @@ class SearchTrial:
         if rule.go_back is None:
             self.stopped_at = None if target is None else target + 1
             return found | {"stopped_early": int(target is not None)}, None
-        self._remember(at.epoch, rule.go_back)
+        self._remember(at.epoch, rule)
         if rule.go_back.raised(self._bilevel.weight_decay) is None:
             target = None  # at the limit a search goes on to its end
         return found | {"went_back": int(target is not None)}, target
@@ -419,11 +420,23 @@ class SearchTrial:
     def _rule_goes_back(self) -> bool:
         return self.method.early_stop is not None and self.method.early_stop.go_back is not None
 
-    def _remember(self, epoch: int, rule: GoBack) -> None:
-        """Keep the state after `epoch` of the schedule, and of those before what may be needed."""
-        self._past[epoch] = self._bilevel.state_dict()
-        oldest = epoch - rule.reach(self.settings.epochs) - rule.extra_epochs
-        self._past = {done: state for done, state in self._past.items() if done >= oldest}
+    def _remember(self, epoch: int, rule: EarlyStop) -> None:
+        """Keep the state after `epoch` of the schedule, and of those before what may be needed.
+
+        A rule names an epoch that was measured, of its reach, and once back it may name an earlier
+        one, as often as the weight decay can grow.
+        """
+        back, epochs = rule.go_back, self.settings.epochs
+        if back is None:
+            return
+        first = not self._past
+        if first or rule.due(epoch + back.extra_epochs, epochs):
+            # On the CPU: a device has better use for its memory.
+            self._past[epoch] = on_cpu(self._bilevel.state_dict())
+        times = back.times(self._bilevel.weight_decay)
+        oldest = epoch - times * back.reach(epochs) - back.extra_epochs
+        kept = {done: state for done, state in self._past.items() if done >= oldest}
+        self._past = kept if times else {}
 
     def _go_back(self, target: int) -> None:
         """Go back to the end of epoch `target` of the schedule, from 0, with more weight decay."""

@@ -149,6 +149,17 @@ def cloned(state: Any) -> Any:
     return state
 
 
+def on_cpu(state: Any) -> Any:
+    """Return a nested state (dicts, lists, tuples) whose tensors are on the CPU."""
+    if isinstance(state, torch.Tensor):
+        return state.cpu()
+    if isinstance(state, Mapping):
+        return {key: on_cpu(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(on_cpu(value) for value in state)
+    return state
+
+
 def save_state(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write a state so that `path` holds either the old or the whole new one, never a part.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from spaces.core.errors import SpaceError
+
 Stem = Literal["cifar", "imagenet"]
 """What stands before the cells: one convolution, or three that make images 8 times smaller."""
 
@@ -109,9 +111,14 @@ def on_imagenet_stem(layout: Layout, channels: int) -> Layout:
         layout: A stack whose first two layers are cells of two projected inputs.
         channels: Channels of the first cell, which are those of the stem too.
 
+    Raises:
+        SpaceError: There is one cell alone.
+
     Source:
         DARTS authors' code, cnn/model.py, NetworkImageNet.
     """
+    if len(layout.layers) < 2:
+        raise SpaceError(f"cells must be >= 2 with the stem of ImageNet, got {len(layout.layers)}.")
     first, second, *rest = layout.layers
     if not (isinstance(first, CellLayer) and isinstance(second, CellLayer)):
         raise TypeError("The ImageNet stem stands before two cells.")

@@ -112,7 +112,7 @@ def shares(values: NDArray[Any], path: str, name: str, *, whole: float) -> NDArr
     if wrong.any():
         raise OracleError(
             f"oracle.path: {path} must have values from 0 to {whole:g} in {name}, got "
-            f"{values[wrong][0]} in row {int(wrong.argmax())}."
+            f"{values[wrong][0]} in row {int(np.argmax(wrong))}."
         )
     return values.astype(np.float64) / whole
 

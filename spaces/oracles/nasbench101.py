@@ -58,6 +58,8 @@ class NasBench101Table:
     """
 
     def __init__(self, config: Config, space: Any = None) -> None:
+        import numpy as np
+
         self._space = space
         needed = ["n_vertices", "adjacency", "ops", "test_acc_108"]
         if space is not None:
@@ -85,7 +87,7 @@ class NasBench101Table:
         if (self._keys[1:] == self._keys[:-1]).any():
             raise OracleError(f"oracle.path: {config.path} must have every cell once.")
         self.size = len(test)
-        self.best_test_accuracy = float(test.max())
+        self.best_test_accuracy = float(np.max(test))
 
     def lookup(self, genotype: Genotype) -> Record:
         """Return what the table has of a genotype of the space.

@@ -45,6 +45,8 @@ class NasBench201Table:
     """
 
     def __init__(self, config: Config) -> None:
+        import numpy as np
+
         data = config.dataset
         test, val, seconds = f"{data}_test", f"{data}_val", f"{data}_train_seconds"
         columns = read_columns(config.path, ("arch", test), (val, seconds, "params_m", "flops_m"))
@@ -55,7 +57,7 @@ class NasBench201Table:
         self._seconds = columns.get(seconds)
         self._columns: Columns = columns
         self.size = len(self._rows)
-        self.best_test_accuracy = float(self._test.max())
+        self.best_test_accuracy = float(np.max(self._test))
 
     def lookup(self, genotype: Genotype) -> Record:
         """Return what the table has of a genotype; the operations of its six edges are the key.

@@ -523,6 +523,7 @@ def test_retrain_of_a_study_and_of_a_genotype(
         (["retrain", "tiny", "--set", "retrain.epochs=1"], "are for a genotype"),
         (["retrain", STRING], "takes --like FILE"),
         (["retrain", "no-such-cell", "--like", "tiny"], "is no file"),
+        (["show", "DARTS_V2", "--space", "s2"], "of space 'darts', not of 's2': leave out --space"),
         (["retrain", "DARTS_V1", "--like", "tiny"], "of space 'darts', and tiny has space"),
         (["resume", "tinny"], "Did you mean 'tiny'?"),
     ],

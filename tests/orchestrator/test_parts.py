@@ -203,6 +203,26 @@ def test_a_setting_that_came_later_changes_no_key_at_its_default(tmp_path: Path)
         ),
         ("{name: darts, early_stop: eigenvalue}", ["search.epochs=8"], "could never end"),
         ("{name: darts, fixed_alphas: true}", [], "nothing to choose by"),
+        # A size that no network of a retraining can have.
+        (
+            "darts",
+            [
+                "space={name: darts_per_cell, channels: 4, cells: 4}",
+                "retrain={protocol: darts_cifar}",
+            ],
+            "retrain: A network of 'darts_per_cell' .* cells cannot be 20",
+        ),
+        (
+            "darts",
+            ["space=nasbench1shot1_1", "retrain={channels: 8, cells: 1, auxiliary_weight: 0}"],
+            "retrain: cells must be >= 3",
+        ),
+        (
+            "darts",
+            ["space=s4", "retrain={stem: imagenet, channels: 8, cells: 1}"],
+            "retrain: cells must be >= 2 with the stem of ImageNet, got 1",
+        ),
+        ("darts", ["space=s1", "retrain={channels: 1}"], "retrain: channels must be >= 2"),
         # A search that goes back: with more weight decay than it may have, or among rungs.
         (
             "{name: darts, early_stop: {name: eigenvalue, then: regularize}}",

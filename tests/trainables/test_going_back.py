@@ -189,11 +189,30 @@ def test_a_resumed_search_still_has_the_states_to_go_back_to(measure: Any, tmp_p
     assert [entry["schedule_epoch"] for entry in resumed.curve] == [1, 2, 3, 4, 3, 4, 5, 6]
 
 
-def test_only_states_that_may_be_needed_are_kept(measure: Any) -> None:
-    measure()
-    trial = made(extra_epochs=1)
+def test_it_may_go_back_further_the_second_time(measure: Any) -> None:
+    # Epoch 3 names 1; then epoch 2, measured anew, is compared with epoch 0, and names that.
+    measure(CALM, CALM, CALM, JUMP, JUMP)
+    trial = made()
     trial.run()
-    assert sorted(trial.state_dict()["past"]) == [2, 3, 4, 5]
+    assert [entry["schedule_epoch"] for entry in trial.curve] == [1, 2, 3, 4, 3, 2, 3, 4, 5, 6]
+
+
+def test_only_states_that_may_be_needed_are_kept(measure: Any) -> None:
+    # With so much weight decay it may go back once, by 2 epochs and one more.
+    for limit, kept in ((DECAY * 3, [2, 3, 4, 5]), (DECAY * 9, [0, 1, 2, 3, 4, 5])):
+        measure()
+        trial = made(extra_epochs=1, max_weight_decay=limit)
+        trial.run()
+        assert sorted(trial.state_dict()["past"]) == kept
+    # States of epochs that are not measured are never gone back to, but for the first.
+    measure()
+    sparse = made(every=2, delta=1, window=1)
+    sparse.run()
+    assert sorted(sparse.state_dict()["past"]) == [0, 2, 4]
+    measure(CALM, CALM, CALM, JUMP)
+    once = made(max_weight_decay=DECAY * 3)
+    once.run()
+    assert once.state_dict()["past"] == {}
     ends = small_search({"name": "darts", "early_stop": RULE | {"then": "end"}}, epochs=4)
     ends.run()
     assert ends.state_dict()["past"] == {}

@@ -219,6 +219,8 @@ def test_test_split_must_fit_the_training_split(root: Path):
     put(root / "test" / "bird" / "0.png", pictures(1, 33, 34, 3)[0])
     with pytest.raises(DataError, match=r"the class 'bird', and train does not: it has cat, dog"):
         image_folder.load(config_of(root), "test")
+    with pytest.raises(DataError, match="the class 'bird'"):
+        image_folder.digest(config_of(root))  # before a search, and not after a retraining
     shutil.rmtree(root / "test")
     put(root / "test" / "cat" / "0.png", pictures(1, 40, 40, 3)[0])
     with pytest.raises(DataError, match=r"\(3, 33, 34\) of the training images, got \(3, 40, 40\)"):

@@ -73,11 +73,14 @@ def digest(config: Config) -> str:
     Neither the place of the root nor the names of the files matter, but for their order.
 
     Raises:
-        DataError: A folder is missing or holds something else than images.
+        DataError: A folder is missing or holds something else than images, or the test split has a
+            class that the training split has not.
     """
     content = hashlib.sha256(f"size {config.size}".encode())
+    classes = _classes(config)
     for split in splits(config):
         files = _files(config, split)
+        _check_classes(config, split, files, classes)
         content.update(_digest(files, _stamps(files)))
     return content.hexdigest()[:16]
 
@@ -120,6 +123,19 @@ def _files(config: Config, split: str) -> _Split:
     return _Split(tuple(paths), tuple(classes))
 
 
+def _classes(config: Config) -> tuple[str, ...]:
+    return tuple(sorted(set(_files(config, "train").classes)))
+
+
+def _check_classes(config: Config, split: str, files: _Split, classes: tuple[str, ...]) -> None:
+    unknown = [name for name in files.classes if name not in set(classes)]
+    if unknown:
+        raise DataError(
+            f"{_root(config) / split} holds the class {unknown[0]!r}, and train does not: it has "
+            f"{', '.join(classes[:10])}."
+        )
+
+
 def _entries(folder: Path) -> list[Path]:
     visible = (path for path in folder.iterdir() if not path.name.startswith("."))
     return sorted(visible, key=lambda path: path.name)
@@ -151,12 +167,7 @@ def _load(
     from trainables.images import ImageSet, channel_statistics, usual_augmentation
 
     classes = tuple(sorted(set(train.classes)))
-    unknown = [name for name in files.classes if name not in set(classes)]
-    if unknown:
-        raise DataError(
-            f"{_root(config) / split} holds the class {unknown[0]!r}, and train does not: it has "
-            f"{', '.join(classes[:10])}."
-        )
+    _check_classes(config, split, files, classes)
     images = torch.from_numpy(_read(files, config.size, _root(config) / split))
     number = {name: label for label, name in enumerate(classes)}
     labels = torch.tensor([number[name] for name in files.classes], dtype=torch.int64)

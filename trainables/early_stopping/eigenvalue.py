@@ -130,9 +130,11 @@ def go_back(config: Config) -> GoBack | None:
     Source:
         Zela et al., ICLR 2020, and their code (src/search/train_search.py, early_stop 3; defaults
         of src/search/args.py: factor 3, limit 243e-4, no extra epochs; its script of DARTS-ADA has
-        10 and 0.03). The state is that after the named epoch, measurements later than it are
-        forgotten, the generators go on. Differs in the virtual step of a second-order gradient: it
-        has the weight decay of the weight step, while in their code it stays one factor behind.
+        10 and 0.03). The state is that after the named epoch, and the generators go on. Differs:
+        measurements later than that epoch are forgotten, which in their code stay in the averages;
+        there is none after the last epoch unless it is due; and the virtual step of a second-order
+        gradient has the weight decay of the weight step, where in their code it stays one factor
+        behind.
     """
     if config.then == "end":
         return None
