@@ -92,7 +92,8 @@ def show(
     found = find_genotype(genotype, space)
     if space is not None and found.space != space:
         raise NasError(
-            f"{genotype} is a genotype of space '{found.space}', not of '{space}': leave out --space."
+            f"{genotype} is a genotype of space '{found.space}', not of '{space}': leave out "
+            "--space."
         )
     # Imported late: a wrong text is refused without waiting for torch.
     from spaces.core.cost import network_cost
