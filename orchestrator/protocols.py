@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,3 +55,23 @@ def with_protocol(
         )
         return dict(given)
     return {**values, **given}
+
+
+def set_by_protocol(
+    given: Mapping[Any, Any], written: Mapping[Any, Any], problems: Problems, start: int
+) -> None:
+    """Add to problems which of the settings that they name a protocol has set, and not the file.
+
+    Args:
+        given: The section `retrain`, filled in.
+        written: What the file says of it.
+        problems: Those from `start` on are looked at.
+        start: Index of the first one.
+    """
+    filled = [key for key in given if key not in written]
+    for index, (key, line) in enumerate(problems.found[start:], start):
+        named = [name for name in filled if re.search(rf"\b{re.escape(str(name))}\b", line)]
+        if named:
+            listed = " and ".join(f"retrain.{name}" for name in named)
+            extra = f" It is the protocol {given['protocol']} that sets {listed}: set it too."
+            problems.found[index] = (key, line + extra)

@@ -20,7 +20,7 @@ from orchestrator.experiment import (
 )
 from orchestrator.oracle_section import check_oracle
 from orchestrator.problems import Problems
-from orchestrator.protocols import with_protocol
+from orchestrator.protocols import set_by_protocol, with_protocol
 from orchestrator.sections import check_lowest, check_mapping, check_record
 from orchestrator.settings_tree import check_construction, check_fields, check_plugin, specs_of
 from orchestrator.sweep_words import candidates, checked
@@ -91,7 +91,7 @@ def check_experiment(
         "search": search,
         "diagnostics": _diagnostics(given.get("diagnostics"), problems),
         "oracle": check_oracle(given.get("oracle"), space, problems, folders),
-        "retrain": _retrain(retrain, search, problems),
+        "retrain": _retrain(retrain, search, problems, given.get("retrain")),
         "tune": check_tune(given.get("tune"), problems, swept=swept),
         "ray": _ray(given.get("ray"), problems),
         "mlflow": _mlflow(given.get("mlflow"), problems),
@@ -212,7 +212,10 @@ def _dataset(
     return absolute_paths(dataset, folders, problems)
 
 
-def _retrain(value: Any, search: Mapping[str, Any], problems: Problems) -> Retrain | None:
+def _retrain(
+    value: Any, search: Mapping[str, Any], problems: Problems, written: Any
+) -> Retrain | None:
+    """Return the section `retrain`; `written` is what the file says of it, without a protocol."""
     if value is None or value == "none":
         return None
     given = check_mapping(value, "retrain", problems)
@@ -233,6 +236,7 @@ def _retrain(value: Any, search: Mapping[str, Any], problems: Problems) -> Retra
         check_construction(RetrainSettings, settings, settings_specs, "retrain", problems)
     check_lowest(tree, "retrain", problems, top_k=1)
     if len(problems.found) > before:
+        set_by_protocol(given, written, problems, before)
         return None
     return Retrain(
         settings=RetrainSettings(**settings),

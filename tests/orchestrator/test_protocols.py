@@ -175,3 +175,26 @@ def test_what_cannot_be_followed_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["retrain={protocol: imagenet_mobile, epochs: 3}"],
+            r"got 5\. It is the protocol imagenet_mobile that sets retrain\.warmup_epochs: set it",
+        ),
+        (
+            ["retrain={protocol: msdarts_cifar, cutout: 0}"],
+            r"one of them\. It is the protocol msdarts_cifar that sets retrain\.cutout_ramp",
+        ),
+    ],
+)
+def test_a_complaint_names_what_the_protocol_has_set(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, *overrides)
+    with pytest.raises(ConfigError) as written:
+        load(tmp_path, "retrain={warmup_epochs: 5, epochs: 3, schedule: linear}")
+    assert "protocol" not in str(written.value)
