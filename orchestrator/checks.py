@@ -171,7 +171,7 @@ def check_methods(experiment: Experiment) -> None:
                 structure = (method.structure, method.stages_of(epochs))
                 needs = f"{structure} {parts['space']}"
                 space = _space(parts["space"])
-                check_space(space, method, rule, epochs=epochs)
+                check_space(space, rule)
                 if needs not in tried:
                     tried.add(needs)
                     check_supernets(space, method, epochs=epochs)

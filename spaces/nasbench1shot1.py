@@ -16,7 +16,7 @@ from spaces.core.errors import SpaceError
 from spaces.core.genotype import Cell, Genotype
 from spaces.core.graph101 import CONV1X1, CONV3X3, MAX_POOL, Graph, Matrix
 from spaces.core.layout import CellLayer, Layout
-from spaces.core.mixture import PLAIN, Structure
+from spaces.core.mixture import Structure
 from spaces.core.space import Evaluation, Space
 from spaces.core.text import format_nasbench101, parse
 from spaces.core.vertex_network import VertexNetwork
@@ -90,9 +90,11 @@ class NasBench1Shot1(Space):
         nodes = (graph101.INPUT, *(f"block_{index}" for index in range(1, self.blocks + 1)))
         self.cell_types = (_CELL,)
         self.operations = {OPERATIONS: _CANDIDATES, OUTPUT: nodes}
+        self.parents = {OUTPUT: self.num_parents[-1]}
         for node in range(1, self.blocks + 1):
             if self.num_parents[node - 1] < node:
                 self.operations[INPUTS.format(node)] = nodes[:node]
+                self.parents[INPUTS.format(node)] = self.num_parents[node - 1]
 
     @property
     def column101(self) -> str:
@@ -149,13 +151,8 @@ class NasBench1Shot1(Space):
         return _stack(in_channels, num_classes, channels, 1, cells)
 
     def make_supernet(self, layout: Layout, structure: Structure) -> nn.Module:
-        """Return the supernet of choice blocks, and refuse any structure of edges."""
-        if structure != PLAIN:
-            raise SpaceError(
-                f"The supernet of '{self.name}' has choice blocks and no edges, which could be "
-                f"thinner or have a second skip: it cannot have {structure}."
-            )
-        return ChoiceSupernet(self.alpha_shapes(), self.blocks, layout)
+        """Return the supernet of choice blocks."""
+        return ChoiceSupernet(self.alpha_shapes(), self.blocks, layout, structure)
 
     def make_network(self, genotype: Genotype, layout: Layout) -> nn.Module:
         """Return the NAS-Bench-101 network of a genotype.

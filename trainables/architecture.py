@@ -38,7 +38,7 @@ class Architecture:
         edge_alphas: Logits of edges by cell type, `(num_edges,)`, leaves; empty where the method
             has none.
         logits: Both, as the alpha optimizer has them.
-        fixed: Rows of op weights that are decided, NaN where they are not.
+        fixed: Op weights that are decided, NaN where they are not.
     """
 
     def __init__(
@@ -92,16 +92,23 @@ class Architecture:
             cell: Cell type.
             edge, operation: Row and column of its op weights.
         """
-        if cell not in self.fixed:
-            shape = len(self.alphas[cell]), self._num_ops[cell]
-            self.fixed[cell] = self.alphas[cell].detach().new_full(shape, float("nan"))
-        self.fixed[cell][edge] = 0.0
-        self.fixed[cell][edge, operation] = 1.0
+        decided = self._decided(cell)
+        decided[edge] = 0.0
+        decided[edge, operation] = 1.0
 
     def drop(self, cell: str, edge: int) -> None:
         """Take an edge away: op weights 0, in all cells of the type; see `renew_optimizers`."""
-        self.fix(cell, edge, 0)
-        self.fixed[cell][edge] = 0.0
+        self._decided(cell)[edge] = 0.0
+
+    def remove(self, cell: str, edge: int, column: int) -> None:
+        """Take one of a row's weights away: 0 whatever the alphas; see `renew_optimizers`."""
+        self._decided(cell)[edge, column] = 0.0
+
+    def _decided(self, cell: str) -> Tensor:
+        if cell not in self.fixed:
+            shape = len(self.alphas[cell]), self._num_ops[cell]
+            self.fixed[cell] = self.alphas[cell].detach().new_full(shape, float("nan"))
+        return self.fixed[cell]
 
     def mean(self, logits: Alphas, at: SearchPoint) -> OpWeights:
         """Return the op weights that logits stand for, without draws; fixed edges stay so."""

@@ -11,7 +11,6 @@ import torch
 
 from spaces.core import plugins
 from spaces.core.errors import PluginSettingsError, SpaceError
-from spaces.core.mixture import PLAIN
 from spaces.core.space import Space
 from trainables.choices import Plugin, choose_plugin
 from trainables.method import Method, SearchPoint
@@ -106,29 +105,17 @@ def _can_end(rule: EarlyStop, start: int, epochs: int) -> bool:
     return False
 
 
-def check_space(space: Space, method: Method, selection: Selection, *, epochs: int) -> None:
-    """Refuse a method or a rule that needs edges in a space that has none.
+def check_space(space: Space, selection: Selection) -> None:
+    """Refuse a rule that decides edges in a space that has none.
 
     Raises:
-        SpaceError: It builds, weighs, thins out or decides edges.
+        SpaceError: The space has no edges.
     """
-    if space.has_edges:
-        return
-    needs = {
-        "the method builds edges otherwise than the space does": method.structure != PLAIN,
-        "the method weighs edges": method.relax_edges is not None,
-        "the method takes operations away from edges between its stages": any(
-            stage.operations is not None for stage in method.stages_of(epochs)
-        ),
-        "the method drops parts of skip connections": method.skip_dropout is not None,
-        "the method adds skip connections": method.skip_scale is not None,
-        "the method runs one operation on each edge": method.sampled == "scalars",
-        "the selection decides edge by edge": selection.of_edges,
-    }
-    if need := next((what for what, has in needs.items() if has), None):
+    if selection.of_edges and not space.has_edges:
         raise SpaceError(
-            f"Space '{space.name}' has blocks with weighted inputs and no edges, and {need}: take "
-            "one that works on op weights alone, such as darts, sdarts_rs or magnitude."
+            f"Space '{space.name}' has blocks with weighted inputs and no edges, and the selection "
+            "decides edge by edge: take one that decides all at once, such as magnitude or "
+            "operation_strength with progressive: off."
         )
 
 

@@ -122,7 +122,7 @@ def alone(space: Space, genotype: Genotype, whole: Mixture) -> Mixture:
         works = [
             [op != NONE for op in space.operations_of(name, edge)] for edge in range(len(matrix))
         ]
-        edges[name] = (matrix * torch.tensor(works, device=matrix.device)).sum(dim=-1)
+        edges[name] = (matrix * torch.tensor(works, device=matrix.device)).amax(dim=-1)
     return Mixture(op_weights, edges)
 
 

@@ -143,7 +143,7 @@ class SearchTrial:
         self._selection = build_selection(
             (name, config), self.description["method"], of_method=self.method
         )
-        check_space(self.space, self.method, self._selection, epochs=self.settings.epochs)
+        check_space(self.space, self._selection)
         name, config = chosen["dataset"]
         dataset_module = plugins.load("datasets", name)
         self.data_digest: str = dataset_module.digest(config)
@@ -193,7 +193,7 @@ class SearchTrial:
         index = place.index + 1
         count, columns = self._stages[index].operations, place.columns
         if count is not None:
-            columns = kept_columns(self.op_weights, count)
+            columns = kept_columns(self.op_weights, count, whole=self.space.parents)
         self._bilevel = self._build_stage(index, columns)
 
     @property
@@ -320,7 +320,7 @@ class SearchTrial:
         """
         if not isinstance(rule, Selection):
             rule = build_selection(rule, of_method=self.method)
-            check_space(self.space, self.method, rule, epochs=self.settings.epochs)
+            check_space(self.space, rule)
         if rule.at_end is not None and self.stopped_at is not None:
             raise StateError(
                 f"The search was stopped early for its genotype of epoch {self.stopped_at}; the "
@@ -497,7 +497,8 @@ class SearchTrial:
                 if index:
                     columns = self._bilevel.place.columns
                     if stage.operations is not None:
-                        columns = kept_columns(self.op_weights, stage.operations)
+                        count = stage.operations
+                        columns = kept_columns(self.op_weights, count, whole=self.space.parents)
                     self._bilevel = self._build_stage(index, columns)
                 seconds += stage.epochs / self.settings.epochs * self._time_steps(count)
         finally:

@@ -126,6 +126,10 @@ class TrainedSupernet:
         """Leave nothing on an edge: all its op weights are 0, in all cells of the type."""
         self._bilevel.drop(cell, edge)
 
+    def remove(self, cell: str, edge: int, column: int) -> None:
+        """Take one weight of a row away, in all cells of the type, and leave the others as free."""
+        self._bilevel.remove(cell, edge, column)
+
     def tune(self, epochs: int, *, lr_share: float | None) -> None:
         """Train weights and alphas on.
 

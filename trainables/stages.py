@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -73,17 +73,21 @@ class Place:
         }
 
 
-def kept_columns(op_weights: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+def kept_columns(
+    op_weights: Mapping[str, Tensor], count: int, *, whole: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Return the `count` operations of largest op weight on every edge, ascending.
 
     Args:
         op_weights: Of all operations, `(num_edges, num_ops)`; ties go to the lower index.
         count: How many stay; all where there are no more.
+        whole: Names whose rows keep all, because they choose among nodes and not operations.
     """
     found = {}
     for name, matrix in op_weights.items():
         order = matrix.detach().cpu().sort(dim=1, descending=True, stable=True).indices
-        found[name] = order[:, :count].sort(dim=1).values
+        kept = order if name in whole else order[:, :count]
+        found[name] = kept.sort(dim=1).values
     return found
 
 

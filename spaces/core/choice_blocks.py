@@ -13,7 +13,8 @@ from torch.nn import functional
 from spaces.core.errors import SpaceError
 from spaces.core.layers import BatchNorm, ConvNorm, Head, Source, convolution
 from spaces.core.layout import CellLayer, Layout
-from spaces.core.mixture import Mixture, Norm
+from spaces.core.mixed_cell import check_structure, shuffled
+from spaces.core.mixture import PLAIN, Mixture, Norm, Structure
 from spaces.core.vertex_network import ConvNormReLU, max_pool
 
 OPERATIONS, OUTPUT, INPUTS = "operations", "output", "inputs_{}"
@@ -22,15 +23,22 @@ OPERATIONS, OUTPUT, INPUTS = "operations", "output", "inputs_{}"
 
 @dataclass(frozen=True)
 class Weighted:
-    """Factors of some things that are added up.
+    """Factors of some things that are added up: what a row of a mixture comes to.
 
     Attributes:
         factors: `(n,)`.
         active: Which of them are there at all; None is all.
+        offset: 0-dimensional, added to every entry of the sum; None is nothing.
+        whole: 0-dimensional, factor of all that the row gives, offset and bypass included; None
+            is 1.
+        skip_scale: Factor of an auxiliary skip connection beside the things; None is without.
     """
 
     factors: Tensor
-    active: Sequence[bool] | None
+    active: Sequence[bool] | None = None
+    offset: Tensor | None = None
+    whole: Tensor | None = None
+    skip_scale: Tensor | float | None = None
 
     def terms(self, things: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return each thing times its factor; None where it is absent or not active."""
@@ -43,23 +51,48 @@ class Weighted:
         """Say whether a thing is active."""
         return self.active is None or self.active[index]
 
+    def finished(self, total: Tensor | None, like: Tensor) -> Tensor | None:
+        """Return the sum with its offset, times the row's factor.
+
+        Args:
+            total: The sum of the terms, None where there are none.
+            like: `(B, C, H, W)`, of what shape the sum would be.
+        """
+        if self.offset is not None:
+            total = torch.zeros_like(like) + self.offset if total is None else total + self.offset
+        return total if total is None or self.whole is None else self.whole * total
+
 
 class ChoiceBlock(nn.Module):
-    """Max pooling, 3x3 and 1x1 convolution of the block's input, mixed."""
+    """Max pooling, 3x3 and 1x1 convolution of the block's input, mixed.
 
-    def __init__(self, channels: int) -> None:
+    With partial channels they see the first 1/K of the input's; the others bypass them.
+    """
+
+    def __init__(self, channels: int, structure: Structure) -> None:
         super().__init__()
-        self.conv3x3 = ConvNormReLU(channels, channels, 3, affine=False)
-        self.conv1x1 = ConvNormReLU(channels, channels, 1, affine=False)
+        mixed = channels // structure.partial_channels
+        self.groups = structure.partial_channels
+        self.conv3x3 = ConvNormReLU(mixed, mixed, 3, affine=False)
+        self.conv1x1 = ConvNormReLU(mixed, mixed, 1, affine=False)
 
     def forward(self, x: Tensor, weights: Weighted, norm: Norm) -> Tensor | None:
-        """Map `(B, C, H, W)` to `(B, C, H, W)`, or to None where no operation is active."""
+        """Map `(B, C, H, W)` to `(B, C, H, W)`, or to None where there is nothing to mix."""
+        seen, *bypass = x.chunk(self.groups, 1)
         outputs = [
-            max_pool(x) if weights.has(0) else None,
-            self.conv3x3(x, norm) if weights.has(1) else None,
-            self.conv1x1(x, norm) if weights.has(2) else None,
+            max_pool(seen) if weights.has(0) else None,
+            self.conv3x3(seen, norm) if weights.has(1) else None,
+            self.conv1x1(seen, norm) if weights.has(2) else None,
         ]
-        return _added(weights.terms(outputs))
+        terms = weights.terms(outputs)
+        if weights.skip_scale is not None:
+            terms.append(weights.skip_scale * seen)
+        total = weights.finished(_added(terms), seen)
+        if not bypass:
+            return total
+        passed = torch.cat(bypass, 1)
+        passed = passed if weights.whole is None else weights.whole * passed
+        return shuffled(torch.zeros_like(seen) if total is None else total, passed)
 
 
 class ChoiceCell(nn.Module):
@@ -70,14 +103,14 @@ class ChoiceCell(nn.Module):
     output is w_0 projection(input) + concatenation of w_i block_i.
     """
 
-    def __init__(self, blocks: int, layer: CellLayer) -> None:
+    def __init__(self, blocks: int, layer: CellLayer, structure: Structure) -> None:
         super().__init__()
         self.channels, self.stride = layer.channels, layer.stride
         width = layer.channels * blocks
         # The projections of all blocks, then that of the output: one matrix product for all.
         self.projection = convolution(layer.input_channels[0], 2 * width, 1, stride=1)
         self.projection_norm = BatchNorm(2 * width, affine=False)
-        self.blocks = nn.ModuleList(ChoiceBlock(layer.channels) for _ in range(blocks))
+        self.blocks = nn.ModuleList(ChoiceBlock(layer.channels, structure) for _ in range(blocks))
 
     def forward(self, x: Tensor, weights: Mapping[str, Sequence[Weighted]], norm: Norm) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, blocks * C, H, W)`.
@@ -95,16 +128,20 @@ class ChoiceCell(nn.Module):
             sources: list[Tensor | None] = [projection, *outputs]
             name = INPUTS.format(index + 1)
             if name in weights:
-                sources = weights[name][0].terms(sources)
-            total = _added(sources)
+                row = weights[name][0]
+                total = row.finished(_added(row.terms(sources)), projection)
+            else:
+                total = _added(sources)
             operations = weights[OPERATIONS][index]
             outputs.append(None if total is None else block(total, operations, norm))
-        first, *joined = weights[OUTPUT][0].terms([projected[:, width:], *outputs])
+        last = weights[OUTPUT][0]
+        first, *joined = last.terms([projected[:, width:], *outputs])
         if any(part is not None for part in joined):
             nothing = torch.zeros_like(own[0])
             whole = torch.cat([nothing if part is None else part for part in joined], 1)
             first = whole if first is None else first + whole
-        return torch.zeros_like(projected[:, width:]) if first is None else first
+        total = last.finished(first, projected[:, width:])
+        return torch.zeros_like(projected[:, width:]) if total is None else total
 
 
 def _added(terms: Sequence[Tensor | None]) -> Tensor | None:
@@ -118,12 +155,19 @@ def _added(terms: Sequence[Tensor | None]) -> Tensor | None:
 class ChoiceSupernet(nn.Module):
     """The over-parameterised network of NAS-Bench-1Shot1: weights and statistics, nothing else.
 
-    It is called as `Supernet` is. A mixture can have op weights and `active`, and nothing more.
+    It is called as `Supernet` is, with rows in the place of edges: an edge weight is a factor of
+    the sum that a row stands for, and an offset a term of it. Partial channels and an auxiliary
+    skip are those of the blocks' operations. There is no skip connection among these, so that
+    `skip_dropout` drops nothing.
 
     Args:
         shapes: Of the op weights, by name.
         blocks: Choice blocks in a cell.
         layout: How cells are stacked; one of stride 2 has its input pooled.
+        structure: What the blocks are made of besides their operations.
+
+    Raises:
+        SpaceError: The blocks cannot have such a structure.
 
     Source:
         Zela, Siems & Hutter, NAS-Bench-1Shot1, ICLR 2020, and the authors' code
@@ -135,12 +179,20 @@ class ChoiceSupernet(nn.Module):
         there; here, as in the authors' own, every block has its own.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]], blocks: int, layout: Layout) -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, int]],
+        blocks: int,
+        layout: Layout,
+        structure: Structure = PLAIN,
+    ) -> None:
         super().__init__()
-        self.shapes, self.layout = dict(shapes), layout
+        self.shapes, self.layout, self.structure = dict(shapes), layout, structure
         cells = [layer for layer in layout.layers if isinstance(layer, CellLayer)]
+        for layer in cells:
+            check_structure(layer, structure)
         self.stem = ConvNormReLU(layout.in_channels, layout.stem_channels, 3, affine=True)
-        self.cells = nn.ModuleList(ChoiceCell(blocks, layer) for layer in cells)
+        self.cells = nn.ModuleList(ChoiceCell(blocks, layer, structure) for layer in cells)
         last = cells[-1]
         self.postprocess = ConvNorm(last.out_channels, last.channels, 1, stride=1, affine=False)
         self.head = Head(last.channels, layout.num_classes, final_norm=False)
@@ -158,8 +210,9 @@ class ChoiceSupernet(nn.Module):
 
         Args:
             images: `(B, in_channels, H, W)`.
-            mixture: Op weights and, optionally, what of them is active; by name, of the shapes of
-                the space or with an axis of cells before.
+            mixture: Op weights and what goes with them, by name; tensors are of the shapes of the
+                space (edge weights and offsets without the last axis), or with an axis of cells
+                before.
             norm: Statistics of the batch norms: "batch", "batch_and_update" or "running".
             generator: Not used: nothing in the network is random.
 
@@ -186,34 +239,46 @@ class ChoiceSupernet(nn.Module):
             if mixture.active is not None:
                 active = _at(mixture.active[name], place).tolist()
             found[name] = tuple(
-                Weighted(*row) for row in zip(factors.unbind(), active, strict=True)
+                Weighted(*row, mixture.skip_scale if name == OPERATIONS else None)
+                for row in zip(
+                    factors.unbind(),
+                    active,
+                    _rows(mixture.offsets, name, place, rows),
+                    _rows(mixture.edge_weights, name, place, rows),
+                    strict=True,
+                )
             )
         return found
 
     def _check(self, mixture: Mixture, norm: Norm) -> None:
         if norm not in get_args(Norm):
             raise SpaceError(f"norm must be one of {get_args(Norm)}, got {norm!r}.")
-        for what in ("edge_weights", "offsets", "skip_scale"):
-            if getattr(mixture, what) is not None:
-                raise SpaceError(f"This supernet has blocks and no edges: {what} must be None.")
-        if mixture.skip_dropout:
-            raise SpaceError(
-                "This supernet has no skip connections: skip_dropout must be 0, got "
-                f"{mixture.skip_dropout}."
-            )
-        for what in ("op_weights", "active"):
+        if mixture.skip_scale is not None and not self.structure.auxiliary_skip:
+            raise SpaceError("skip_scale needs a supernet with an auxiliary skip.")
+        cells = len(self.cells)
+        for what in ("op_weights", "active", "edge_weights", "offsets"):
             tensors: Mapping[str, Tensor] | None = getattr(mixture, what)
             if tensors is None:
                 continue
-            for name, shape in self.shapes.items():
+            for name, whole in self.shapes.items():
+                shape = whole if what in ("op_weights", "active") else whole[:1]
                 if name not in tensors:
                     raise SpaceError(f"{what} must have '{name}', got {list(tensors)}.")
                 got = tuple(tensors[name].shape)
-                if got not in (shape, (len(self.cells), *shape)):
+                if got not in (shape, (cells, *shape)):
                     raise SpaceError(
-                        f"{what}['{name}'] must have shape {shape} or "
-                        f"{(len(self.cells), *shape)}, got {got}."
+                        f"{what}['{name}'] must have shape {shape} or {(cells, *shape)}, got {got}."
                     )
+
+
+def _rows(
+    tensors: Mapping[str, Tensor] | None, name: str, place: int, rows: int
+) -> Sequence[Tensor | None]:
+    # One value for each row of a cell.
+    if tensors is None:
+        return [None] * rows
+    values = tensors[name]
+    return (values[place] if values.dim() == 2 else values).unbind()
 
 
 def _at(values: Tensor, place: int) -> Tensor:

@@ -144,7 +144,8 @@ def _dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _check(topology: CellTopology, layer: CellLayer, structure: Structure) -> None:
+def check_structure(layer: CellLayer, structure: Structure) -> None:
+    """Raise SpaceError unless a cell can be built with a structure."""
     parts = structure.partial_channels
     if parts > 1 and structure.auxiliary_skip:
         raise SpaceError(
@@ -156,6 +157,11 @@ def _check(topology: CellTopology, layer: CellLayer, structure: Structure) -> No
             f"partial_channels must divide the channels of every cell, got {parts} for "
             f"{layer.channels} channels of cell '{layer.cell}'. Choose other channels."
         )
+
+
+def _check(topology: CellTopology, layer: CellLayer, structure: Structure) -> None:
+    check_structure(layer, structure)
+    parts = structure.partial_channels
     halves = "skip_connect" in topology.operations or structure.auxiliary_skip
     if halves and layer.stride == 2 and layer.channels // parts < 2:
         raise SpaceError(

@@ -53,9 +53,10 @@ class Space(ABC):
             have candidates of their own; `operations_of` tells those of an edge.
         edges: By cell type, (source, target) of every edge: rows of the op weights.
         has_edges: Whether rows of the op weights are edges, each of which has one operation in a
-            genotype. Where they are not, `edges` is empty, `operations` and op weights go by names
-            of the space's own in the place of cell types, and methods and rules that weigh, thin
-            out or decide edges are refused.
+            genotype. Where they are not, `edges` is empty, and `operations` and op weights go by
+            names of the space's own in the place of cell types.
+        parents: Where there are no edges: by name, of op weights whose one row chooses among
+            nodes, how many columns a genotype keeps. Rows of all others choose one operation.
         evaluation: Size of the published evaluation network.
         has_auxiliary: Whether its networks can have an auxiliary head.
         has_imagenet_stem: Whether its networks can have the stem for large images.
@@ -78,6 +79,7 @@ class Space(ABC):
         self.cell_types = tuple(topology.name for topology in topologies)
         self.operations = {topology.name: topology.operations for topology in topologies}
         self.edges = {topology.name: topology.edges for topology in topologies}
+        self.parents: dict[str, int] = {}
 
     def alpha_shapes(self) -> dict[str, tuple[int, int]]:
         """Return (num_edges, num_ops) of every cell type."""
@@ -105,7 +107,7 @@ class Space(ABC):
 
     def selectable(self, name: str) -> list[int]:
         """Return the columns of a cell type's operations that a genotype can have on an edge."""
-        return list(range(self._topology[name].shape[1]))
+        return list(range(self.alpha_shapes()[name][1]))
 
     def normal_cells(self, genotype: Genotype) -> tuple[Cell, ...]:
         """Return the cells by which a search is judged to have collapsed: those of the first type.

@@ -188,18 +188,24 @@ def test_a_setting_that_came_later_changes_no_key_at_its_default(tmp_path: Path)
             ["space={grid: [darts, nasbench201]}", "retrain.stem=imagenet"],
             "retrain.stem cannot be imagenet in space nasbench201",
         ),
-        # A space without edges: what weighs, samples or decides them.
-        ("pc_darts", ["space=nasbench1shot1_1"], "'nasbench1shot1_1' .* no edges"),
-        ("{grid: [darts, gdas]}", ["space=nasbench1shot1_3"], "runs one operation on each edge"),
+        # A space without edges.
         (
-            "{name: darts, select: perturbation}",
+            "{name: darts, select: {name: operation_strength, progressive: edge_wise}}",
             ["space={grid: [nasbench201, nasbench1shot1_2]}"],
             "'nasbench1shot1_2' .* decides edge by edge",
         ),
         (
             "sdarts_rs",
-            ["space=nasbench1shot1_2", "selection=operation_strength"],
+            [
+                "space=nasbench1shot1_2",
+                "selection={name: operation_strength, progressive: edge_wise}",
+            ],
             "decides edge by edge",
+        ),
+        (
+            "{grid: [darts, pc_darts]}",
+            ["space={name: nasbench1shot1_3, channels: 6}"],
+            "partial_channels must divide the channels",
         ),
         ("{name: darts, early_stop: eigenvalue}", ["search.epochs=8"], "could never end"),
         ("{name: darts, fixed_alphas: true}", [], "nothing to choose by"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,41 +20,70 @@ def conv_norm_relu(c_in: int, c_out: int, kernel: int, *, affine: bool = False) 
 
 
 class ReferenceCell(nn.Module):
-    def __init__(self, blocks: int, c_in: int, c: int) -> None:
+    """A cell; its operations see the first 1 / parts of the channels of a block's input."""
+
+    def __init__(self, blocks: int, c_in: int, c: int, parts: int = 1) -> None:
         super().__init__()
+        self.parts = parts
         self.to_blocks = nn.ModuleList(conv_norm_relu(c_in, c, 1) for _ in range(blocks))
         self.to_output = conv_norm_relu(c_in, blocks * c, 1)
         self.operations = nn.ModuleList(
-            nn.ModuleList([nn.MaxPool2d(3, 1, 1), conv_norm_relu(c, c, 3), conv_norm_relu(c, c, 1)])
+            nn.ModuleList(
+                [
+                    nn.MaxPool2d(3, 1, 1),
+                    conv_norm_relu(c // parts, c // parts, 3),
+                    conv_norm_relu(c // parts, c // parts, 1),
+                ]
+            )
             for _ in range(blocks)
         )
 
-    def forward(self, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        weights: dict[str, Tensor],
+        factors: dict[str, Tensor] | None = None,
+        offsets: dict[str, Tensor] | None = None,
+        skip_scale: float = 0.0,
+    ) -> Tensor:
+        factors = factors or {name: torch.ones(len(w)) for name, w in weights.items()}
+        offsets = offsets or {name: torch.zeros(len(w)) for name, w in weights.items()}
         outputs: list[Tensor] = []
         for number, (project, operations) in enumerate(
             zip(self.to_blocks, self.operations, strict=True), start=1
         ):
             sources = [project(x), *outputs]
-            if f"inputs_{number}" in weights:
-                row = weights[f"inputs_{number}"][0]
+            name = f"inputs_{number}"
+            if name in weights:
+                row = weights[name][0]
                 sources = [row[i] * sources[i] for i in range(number)]
-            total = sum(sources[1:], sources[0])
-            mixed = [weights["operations"][number - 1, o] * operations[o](total) for o in range(3)]
-            outputs.append(mixed[0] + mixed[1] + mixed[2])
+                total = factors[name][0] * (sum(sources[1:], sources[0]) + offsets[name][0])
+            else:
+                total = sum(sources[1:], sources[0])
+            seen = total[:, : total.shape[1] // self.parts]
+            rest = total[:, total.shape[1] // self.parts :]
+            mixed = [weights["operations"][number - 1, o] * operations[o](seen) for o in range(3)]
+            block = mixed[0] + mixed[1] + mixed[2] + skip_scale * seen
+            block = block + offsets["operations"][number - 1]
+            block = factors["operations"][number - 1] * torch.cat([block, rest], 1)
+            outputs.append(nn.functional.channel_shuffle(block, self.parts))
         row = weights["output"][0]
         joined = torch.cat([row[i + 1] * output for i, output in enumerate(outputs)], 1)
-        return row[0] * self.to_output(x) + joined
+        whole = row[0] * self.to_output(x) + joined + offsets["output"][0]
+        return factors["output"][0] * whole
 
 
 class ReferenceSupernet(nn.Module):
-    def __init__(self, blocks: int, c: int, cells: int, in_channels: int, classes: int) -> None:
+    def __init__(
+        self, blocks: int, c: int, cells: int, in_channels: int, classes: int, parts: int = 1
+    ) -> None:
         super().__init__()
         self.stem = conv_norm_relu(in_channels, c, 3, affine=True)
         self.pooled = [index in (cells // 3, 2 * cells // 3) for index in range(cells)]
         before, layers = c, []
         for pooled in self.pooled:
             c = 2 * c if pooled else c
-            layers.append(ReferenceCell(blocks, before, c))
+            layers.append(ReferenceCell(blocks, before, c, parts))
             before = blocks * c
         self.cells = nn.ModuleList(layers)
         self.post = nn.Sequential(
@@ -61,11 +91,13 @@ class ReferenceSupernet(nn.Module):
         )
         self.classifier = nn.Linear(c, classes)
 
-    def forward(self, images: Tensor, op_weights: dict[str, Tensor]) -> Tensor:
+    def forward(self, images: Tensor, op_weights: dict[str, Tensor], **extras: Any) -> Tensor:
         x = self.stem(images)
         for place, (cell, pooled) in enumerate(zip(self.cells, self.pooled, strict=True)):
             x = nn.functional.max_pool2d(x, 2, 2, padding=1) if pooled else x
-            x = cell(x, {n: w[place] if w.dim() == 3 else w for n, w in op_weights.items()})
+            x = cell(
+                x, {n: w[place] if w.dim() == 3 else w for n, w in op_weights.items()}, **extras
+            )
         return self.classifier(self.post(x).mean((2, 3)))
 
 

@@ -18,7 +18,7 @@ from spaces.core.errors import SpaceError
 from spaces.core.genotype import Genotype
 from spaces.core.graph101 import CONV1X1, CONV3X3, MAX_POOL, Graph
 from spaces.core.layout import CellLayer
-from spaces.core.mixture import Mixture, Norm
+from spaces.core.mixture import PLAIN, Mixture, Norm, Structure
 from spaces.core.text import format_nasbench101, parse
 from spaces.core.vertex_network import VertexCell, vertex_channels
 from spaces.nasbench1shot1 import NasBench1Shot1
@@ -35,17 +35,21 @@ def small(name: str, **settings: Any) -> NasBench1Shot1:
     return space_of({"name": name, "channels": 3, "cells": 4, **settings})
 
 
-def pair_of(name: str) -> tuple[NasBench1Shot1, torch.nn.Module, ReferenceSupernet]:
+def pair_of(
+    name: str, channels: int = 3, structure: Structure = PLAIN
+) -> tuple[NasBench1Shot1, torch.nn.Module, ReferenceSupernet]:
     """A space, its supernet in float64 with uneven statistics, and the equal reference."""
-    space = small(name)
-    engine = space.build_supernet(3, 5, seed=1).double()
+    space = small(name, channels=channels)
+    engine = space.build_supernet(3, 5, seed=1, structure=structure).double()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for label, value in (*engine.named_buffers(), *engine.named_parameters()):
             if "norm" in label:
                 low, high = (-0.2, 0.2) if label.endswith(("mean", "bias")) else (0.5, 1.5)
                 value.uniform_(low, high, generator=generator)
-    reference = ReferenceSupernet(space.blocks, 3, 4, 3, 5).double()
+    reference = ReferenceSupernet(
+        space.blocks, channels, 4, 3, 5, structure.partial_channels
+    ).double()
     copy_weights(engine, reference)
     return space, engine, reference
 
@@ -115,6 +119,53 @@ def test_the_supernet_equals_its_reference(name: str, norm: Norm, per_cell: bool
             continue
         assert gradient_of(plain).abs().max() > 0, label
         assert close(gradient_of(mine)[rows], gradient_of(plain)), label
+
+
+@pytest.mark.parametrize(
+    ("structure", "skip_scale"),
+    [(PLAIN, None), (Structure(partial_channels=2), None), (Structure(auxiliary_skip=True), 0.7)],
+    ids=["plain", "partial", "auxiliary"],
+)
+def test_what_methods_add_to_rows_equals_the_reference(
+    structure: Structure, skip_scale: float | None
+) -> None:
+    space, engine, reference = pair_of(NAMES[1], 4, structure)
+    generator = torch.Generator().manual_seed(6)
+
+    def rows() -> dict[str, Tensor]:
+        draws = {n: torch.rand(s[:1], generator=generator) for n, s in space.alpha_shapes().items()}
+        return {n: (value.double() + 0.1).requires_grad_() for n, value in draws.items()}
+
+    weights, factors, offsets = weights_of(space), rows(), rows()
+    images, labels = batch()
+    mixture = Mixture(weights, factors, offsets=offsets, skip_scale=skip_scale)
+    logits = engine(images, mixture)
+    extras = {"factors": factors, "offsets": offsets, "skip_scale": skip_scale or 0.0}
+    expected = reference(images, weights, **extras)
+    assert close(logits, expected)
+    leaves = [*factors.values(), *offsets.values()]
+    gradients = []
+    for found in (logits, expected):
+        loss = torch.nn.functional.cross_entropy(found, labels)
+        gradients.append(torch.autograd.grad(loss, leaves))
+    for ours, theirs in zip(*gradients, strict=True):
+        assert theirs.abs().max() > 0
+        assert close(ours, theirs)
+
+
+def test_what_a_supernet_of_blocks_cannot_be_or_do_is_refused() -> None:
+    space, engine, _ = pair_of(NAMES[0])
+    with pytest.raises(SpaceError, match="partial_channels must divide the channels"):
+        space.build_supernet(3, 5, seed=1, structure=Structure(partial_channels=2))
+    both = Structure(partial_channels=3, auxiliary_skip=True)
+    with pytest.raises(SpaceError, match="cannot have both partial channels"):
+        space.build_supernet(3, 5, seed=1, structure=both)
+    images, weights = batch()[0], weights_of(space)
+    with pytest.raises(SpaceError, match="needs a supernet with an auxiliary skip"):
+        engine(images, Mixture(weights, skip_scale=0.5))
+    ones = {label: torch.ones(len(value)).double() for label, value in weights.items()}
+    with pytest.raises(SpaceError, match=r"offsets\['output'\] must have shape \(1,\)"):
+        engine(images, Mixture(weights, offsets=ones | {"output": torch.ones(2).double()}))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,19 +8,18 @@ import pytest
 import torch
 
 from spaces.core import graph101, plugins
-from spaces.core.errors import SpaceError
 from spaces.core.mixture import Mixture
 from spaces.nasbench1shot1 import NasBench1Shot1
-from tests.trainables.searches import EDGELESS, differences, small_search
-from trainables.compose import build_method, build_selection, check_space
+from tests.trainables.searches import differences, small_search
 from trainables.diagnostics import collapsed, skip_count
-from trainables.probes import probe_gap
+from trainables.probes import alone, probe_gap
 from trainables.retrain import RetrainTrial
 from trainables.settings import DiscretizationGap
 
 pytestmark = pytest.mark.usefixtures("tiny_plugins")
 
-METHODS = ["darts", "sdarts_rs", "sdarts_adv", "ms_darts", "amended_darts", "random"]
+METHODS = ["darts", "sdarts_rs", "sdarts_adv", "ms_darts", "amended_darts", "random", "gdas"]
+METHODS += ["pc_darts", "darts_minus"]
 SPACE = "nasbench1shot1_2"
 ROWS = {"operations", "output", "inputs_2", "inputs_3", "inputs_4"}
 
@@ -61,15 +60,49 @@ def test_all_vectors_are_perturbed(method: str, monkeypatch: pytest.MonkeyPatch)
         assert (matrix - clean[name]).abs().max() > 1e-4, name
 
 
-@pytest.mark.parametrize("method", ["gdas", "pc_darts", "darts_minus", "p_darts"])
-@pytest.mark.parametrize("space", EDGELESS)
-def test_methods_of_edges_are_refused_before_anything_is_built(method: str, space: str) -> None:
-    name, config = plugins.make_config("methods", method)
-    built = build_method(name, config, epochs=100)
-    chosen, settings = plugins.make_config("spaces", space)
-    where = plugins.load("spaces", chosen).build(settings, chosen)
-    with pytest.raises(SpaceError, match=f"'{space}' has blocks with weighted inputs and no edges"):
-        check_space(where, built, build_selection("magnitude"), epochs=100)
+def test_stages_thin_out_operations_and_leave_all_parents() -> None:
+    method = {"name": "p_darts", "added_cells": [0, 1], "operations": [2], "skip_dropout": [0.1, 0]}
+    trial = small_search(method, space=SPACE, epochs=4, batch_size=24)
+    trial.run_epoch()
+    shapes = {name: tuple(alpha.shape) for name, alpha in trial.alphas.items()}
+    assert shapes == trial.space.alpha_shapes()
+    trial.run()
+    shapes = {name: tuple(alpha.shape) for name, alpha in trial.alphas.items()}
+    assert shapes == trial.space.alpha_shapes() | {"operations": (4, 2)}
+    trial.space.check(trial.genotype)
+
+
+def test_projection_decides_every_block_and_every_choice_of_parents() -> None:
+    trial = small_search(space=SPACE, epochs=1)
+    trial.run()
+    bilevel = trial._bilevel
+    removed: list[tuple[str, int]] = []
+    fixed: list[tuple[str, int]] = []
+    take, fix = bilevel.remove, bilevel.fix
+
+    def watched_remove(name: str, row: int, column: int) -> None:
+        removed.append((name, column))
+        take(name, row, column)
+        left = bilevel.relaxed(bilevel.point(0))[name][0]
+        assert left[column] == 0
+        assert left.count_nonzero() == len(left) - len([n for n, _ in removed if n == name])
+
+    def watched_fix(name: str, row: int, column: int) -> None:
+        assert not removed  # operations come first
+        fixed.append((name, row))
+        fix(name, row, column)
+
+    bilevel.remove, bilevel.fix = watched_remove, watched_fix  # type: ignore[method-assign]
+    selected = trial.select({"name": "perturbation", "tune_epochs": 0})
+    assert sorted(fixed) == [("operations", row) for row in range(4)]
+    space = trial.space
+    for name, kept in space.parents.items():
+        gone = [column for label, column in removed if label == name]
+        assert len(gone) == space.alpha_shapes()[name][1] - kept
+        scores = selected.scores[name][0]
+        stay = [column for column in range(len(scores)) if column not in gone]
+        assert min(scores[stay]) >= max(scores[gone])
+    assert {name for name, _ in removed} == ROWS - {"operations"}
 
 
 def test_the_gap_is_that_of_the_blocks_that_were_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +129,17 @@ def test_the_gap_is_that_of_the_blocks_that_were_chosen(monkeypatch: pytest.Monk
             if inputs in alone:
                 kept = alone[inputs][0].bool()
                 assert whole[inputs][0, kept].min() >= whole[inputs][0, ~kept].max()
+
+
+def test_rows_of_a_genotype_alone_have_weight_one_also_with_two_parents() -> None:
+    trial = small_search("pc_darts", space=SPACE, epochs=2)
+    at = trial._bilevel.point(0)
+    whole = trial._bilevel.mixture(trial._bilevel.relaxed(at), at)
+    mixture = alone(trial.space, trial.genotype, whole)
+    assert mixture.edge_weights is not None
+    assert (mixture.op_weights["output"].sum(), mixture.edge_weights["output"]) == (3.0, 1.0)
+    for name, weights in mixture.edge_weights.items():
+        assert torch.equal(weights, mixture.op_weights[name].any(dim=-1).float()), name
 
 
 def test_a_cell_without_convolutions_has_collapsed() -> None:

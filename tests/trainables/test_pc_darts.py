@@ -61,7 +61,7 @@ def test_edge_weights_are_the_softmax_of_the_edges_into_a_node(name: str) -> Non
 
 
 def test_edges_need_not_be_in_the_order_of_their_nodes() -> None:
-    space = SimpleNamespace(edges={"cell": ((0, 3), (0, 1), (1, 3), (0, 2))})
+    space = SimpleNamespace(has_edges=True, edges={"cell": ((0, 3), (0, 1), (1, 3), (0, 2))})
     logits = torch.tensor([1.0, 5.0, 1.0 + torch.tensor(3.0).log(), -4.0])
     found = softmax_per_node({"cell": logits}, point(space))["cell"]
     # Nodes 1 and 2 have one edge each.

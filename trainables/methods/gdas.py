@@ -66,7 +66,8 @@ def draw_one_hot(alphas: Alphas, at: SearchPoint, *, config: Config) -> OpWeight
     softmax(alpha), whatever tau.
 
     Args:
-        alphas: Logits, each `(num_edges, num_ops)`; not changed.
+        alphas: Logits, each `(num_edges, num_ops)`; not changed. Rows of a space without edges are
+            drawn alike, so that a block has one of its inputs in a pass (our reading).
         at: Its generator is drawn from once per cell type, in order.
 
     Source:

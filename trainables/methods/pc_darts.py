@@ -40,21 +40,24 @@ class Config:
 def softmax_per_node(edge_alphas: Alphas, at: SearchPoint) -> OpWeights:
     """Return the softmax of edge logits over the edges that enter the same node.
 
-    An edge that enters its node alone has weight 1, whatever its logit.
+    An edge that enters its node alone has weight 1, whatever its logit, and so has every row of a
+    space without edges, whose inputs of blocks have trained weights of their own.
 
     Args:
         edge_alphas: By cell type, `(num_edges,)`, rows in the order of the space's edges.
         at: Its space says where the edges lead.
 
     Source:
-        Xu et al., ICLR 2020, and the authors' code (model_search.py), for the edges of DARTS; that
-        other spaces weigh theirs alike is our reading.
+        Xu et al., ICLR 2020, and the authors' code (model_search.py), for the edges of DARTS; what
+        becomes of it in other spaces is our reading.
     """
     if at.space is None:
         raise MethodError("PC-DARTS weighs the edges of a space, and there is none here.")
     weights: OpWeights = {}
     for name, logits in edge_alphas.items():
-        targets = torch.tensor([target for _, target in at.space.edges[name]])
+        rows = range(len(logits))
+        edges = at.space.edges[name] if at.space.has_edges else [(row, row) for row in rows]
+        targets = torch.tensor([target for _, target in edges])
         same_node = (targets[:, None] == targets).to(logits.device)
         among = logits.expand(len(targets), -1).masked_fill(~same_node, -torch.inf)
         weights[name] = torch.softmax(among, dim=-1).diagonal()

@@ -90,6 +90,7 @@ def select(supernet: TrainedSupernet, *, config: Config) -> Selected:
 
     An edge is as strong as its strongest operation; which edges stay is the space's own rule with
     strengths in the place of op weights: two a node in the DARTS space, all in NAS-Bench-201.
+    In NAS-Bench-1Shot1 what leads into a block or the output is measured as operations are.
     """
     if config.progressive == "off":
         scores = strengths(supernet, config)
@@ -122,4 +123,5 @@ def select(supernet: TrainedSupernet, *, config: Config) -> Selected:
 
 def build(config: Config) -> Selection:
     """Return the selection rule."""
-    return Selection(at_end=partial(select, config=config), of_edges=True)
+    by_edge = config.progressive == "edge_wise"
+    return Selection(at_end=partial(select, config=config), of_edges=by_edge)

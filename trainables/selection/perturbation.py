@@ -144,6 +144,16 @@ def choose_edges(
         scores[cell][edge] += least - _OUT_OF_REACH - best[edge]
 
 
+def choose_parents(supernet: TrainedSupernet, config: Config, scores: OpWeights, name: str) -> None:
+    """Leave in a row that chooses among nodes those that are missed most, the first of equals."""
+    kept = supernet.space.parents[name]
+    columns = range(supernet.space.alpha_shapes()[name][1])
+    found = harms(supernet, config, name, [(0, slice(node, node + 1)) for node in columns])
+    scores[name][0] = torch.tensor(found, dtype=torch.float64)
+    for node in sorted(columns, key=lambda node: -found[node])[kept:]:
+        supernet.remove(name, 0, node)
+
+
 def rounds(
     decisions: Mapping[str, Sequence[Decision]], generator: torch.Generator
 ) -> Iterator[list[Decision]]:
@@ -163,7 +173,9 @@ def select(supernet: TrainedSupernet, *, config: Config) -> Selected:
         o* = argmin_o accuracy(supernet without o on the edge), or argmax_o loss(...),
     fixes each, and trains weights and alphas on. Where genotypes have fewer edges into a node than
     the supernet, further rounds decide one random node of every type: those edges stay whose own
-    absence hurts most. The others are absent when later nodes are decided.
+    absence hurts most. The others are absent when later nodes are decided. In NAS-Bench-1Shot1 the
+    rows of operations come first, each as an edge, then those of parents, each as a node (our
+    reading).
 
     Returns:
         Scores are, by cell type `(num_edges, num_ops)`, the harm of masking an operation when its
@@ -189,12 +201,16 @@ def select(supernet: TrainedSupernet, *, config: Config) -> Selected:
     operation = partial(choose_operation, supernet, config, scores)
     topology = partial(choose_edges, supernet, config, scores)
     edges = {
-        name: [partial(operation, name, edge) for edge in range(len(rows))]
-        for name, rows in space.edges.items()
+        name: [partial(operation, name, edge) for edge in range(rows)]
+        for name, (rows, _) in space.alpha_shapes().items()
+        if name not in space.parents
     }
-    nodes = {
+    nodes: dict[str, list[Decision]] = {
         name: [partial(topology, name, node) for node in crowded_nodes(space, name)]
-        for name in space.edges
+        for name in (edges if space.has_edges else ())
+    }
+    nodes |= {
+        name: [partial(choose_parents, supernet, config, scores, name)] for name in space.parents
     }
     for number, turn in enumerate([*rounds(edges, generator), *rounds(nodes, generator)]):
         if number > 0:
@@ -208,4 +224,4 @@ def select(supernet: TrainedSupernet, *, config: Config) -> Selected:
 
 def build(config: Config) -> Selection:
     """Return the selection rule."""
-    return Selection(at_end=partial(select, config=config), of_edges=True)
+    return Selection(at_end=partial(select, config=config))
