@@ -271,7 +271,9 @@ def test_the_driver_counts_then_filters_and_says_so(
         "over the limits, and so not retrained: 1 of the genotypes found; the report lists them"
     ]
     # MLflow is told of the rows that now have a cost.
-    told = {record["key"] for record in read_records(study.outbox, 0, 10**6)[0] if record["k"] == "row"}
+    told = {
+        record["key"] for record in read_records(study.outbox, 0, 10**6)[0] if record["k"] == "row"
+    }
     assert told == {row.key for row in ROWS}
 
 
