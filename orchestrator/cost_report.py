@@ -146,8 +146,8 @@ def _pareto_blocks(shown: CostView, folder: Path) -> list[Block]:
     on_front = {id(point): point for axis in AXES for point in shown.front(axis)}.values()
     lines = sorted(on_front, key=lambda point: (point.params, point.macs, -point.mean))
     text = (
-        "On a front: no other genotype is at least as accurate and at most as costly, and better in "
-        "one of the two. "
+        "On a front: no other genotype is at least as accurate and as cheap, and better in one of "
+        "the two. "
     )
     if shown.accuracy == "val":
         text += (
