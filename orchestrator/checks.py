@@ -98,19 +98,23 @@ def check_data(experiment: Experiment) -> None:
         ConfigError: A batch of the search or of the retraining can never be filled.
         DataError: The dataset cannot be read.
     """
+    from trainables.streams import for_search
+
     name, config = plugins.make_config("datasets", experiment.dataset)
     module = plugins.load("datasets", name)
-    images = len(module.load(config, "train").labels)
+    training = module.load(config, "train")
+    images, searched = len(training), len(for_search(training, 0))
     problems = []
     share = experiment.search["train_share"]
     smallest = min(
-        min(train, images - train) for train in (int(images * value) for value in candidates(share))
+        min(train, searched - train)
+        for train in (int(searched * value) for value in candidates(share))
     )
     largest = max(candidates(experiment.search["batch_size"]))
     if largest > smallest:
         problems.append(
             f"search.batch_size must be <= {smallest}, the images of the smaller of the two splits "
-            f"of {name}'s {images}, got {largest}."
+            f"of {name}'s {searched}, got {largest}."
         )
     if experiment.retrain is not None:
         if "test" not in module.splits(config):

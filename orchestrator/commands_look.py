@@ -41,6 +41,7 @@ def validate(
                 config.check_oracle(experiment)
                 config.check_data(experiment)
                 config.check_methods(experiment)
+                config.check_limits(experiment)
         except NasError as problem:
             error = str(problem)
             display.note(error)

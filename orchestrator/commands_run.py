@@ -64,6 +64,7 @@ def run(
     config.check_oracle(experiment)
     config.check_data(experiment)
     config.check_methods(experiment)
+    config.check_limits(experiment)
     if dry_run:
         from orchestrator.estimate import estimate
 
@@ -153,9 +154,10 @@ def retrain(
         experiment = experiment.model_copy(update={"name": f"retrain-{genotype.hash}"})
     config.check_hardware(experiment)
     config.check_data(experiment)
-    from orchestrator import checks, runner
+    from orchestrator import checks, costs, runner
 
     checks.check_network(experiment, checks.space_of(experiment), genotype)
+    costs.check_genotype(experiment, genotype)
     with _training(experiment.name, root) as reporter:
         outcome = runner.retrain_genotype(
             genotype, experiment, root, command=context.obj, reporter=reporter
@@ -223,7 +225,7 @@ def _finish(outcome: Outcome, root: Path, as_json: bool) -> None:
     failed = outcome.failed + outcome.diverged
     if as_json:
         document = dataclasses.asdict(outcome)
-        table = results.document(report.results) | {"oracle": report.oracle.to_json()}
+        table = report.to_json()
         display.say_json({**document, "report": str(report.markdown), "table": table})
     else:
         show_results(report.results)

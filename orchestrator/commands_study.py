@@ -165,7 +165,7 @@ def report(study: StudyName, root: Root = DEFAULT_ROOT, as_json: Json = False) -
 
     written = write_report(Study.open(study, root))
     if as_json:
-        table = results.document(written.results) | {"oracle": written.oracle.to_json()}
+        table = written.to_json()
         paths = {"markdown": str(written.markdown), "html": str(written.html)}
         display.say_json({"study": study, **paths, **table})
         return
@@ -211,7 +211,7 @@ def select(
     _send(opened)
     written = write_report(opened)
     if as_json:
-        document = results.document(written.results) | {"oracle": written.oracle.to_json()}
+        document = written.to_json()
         counts = {"selected": total - len(failed), "failed": len(failed), "before": planned.done}
         display.say_json({"study": opened.name, "rule": planned.name, **counts, **document})
     else:

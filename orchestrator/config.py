@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from orchestrator.checks import check_data, check_hardware, check_methods, check_oracle
+from orchestrator.costs import check_limits
 from orchestrator.dataset_paths import Folders
 from orchestrator.errors import ConfigError
 from orchestrator.experiment import Experiment
@@ -23,6 +24,7 @@ __all__ = [
     "Experiment",
     "check_data",
     "check_hardware",
+    "check_limits",
     "check_methods",
     "check_oracle",
     "dump",

@@ -154,6 +154,27 @@ class Retrain(Record):
         return settings
 
 
+class Limits(Record):
+    """What a genotype's evaluation network may cost at most, to be retrained.
+
+    Attributes:
+        max_params: Weights, auxiliary head excluded; None is no limit.
+        max_macs: Multiply-adds for one image, auxiliary head excluded; None is no limit.
+    """
+
+    max_params: float | None = None
+    max_macs: float | None = None
+
+    def over(self, cost: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the limits that a cost, of keys `params` and `macs`, is over: often none."""
+        most = {"params": self.max_params, "macs": self.max_macs}
+        return tuple(
+            f"max_{name}"
+            for name, limit in most.items()
+            if limit is not None and cost[name] > limit
+        )
+
+
 class Experiment(Record):
     """One experiment file, checked, with every default filled in.
 
@@ -168,6 +189,8 @@ class Experiment(Record):
         diagnostics: Every field of each of `DIAGNOSTICS` that is on: costly, changing no result.
         oracle: Benchmark table in which reports look genotypes up, with its settings; or None.
         retrain: Retraining of the best genotypes, or None.
+        limits: Cost over which a genotype is not retrained, or None. It is that of the network that
+            `retrain` builds, or without it of the space's published evaluation network.
         tune, ray, mlflow: See their records.
         keep: Searches whose final state is kept: "all", "none" or "best_K".
         max_hours: Hours after which what runs is stopped, to be resumed some time; or None.
@@ -183,6 +206,7 @@ class Experiment(Record):
     diagnostics: dict[str, dict[str, Any]] = {}
     oracle: dict[str, Any] | None = None
     retrain: Retrain | None = None
+    limits: Limits | None = None
     tune: Tune = Tune()
     ray: RaySettings = RaySettings()
     mlflow: MlflowSettings = MlflowSettings()

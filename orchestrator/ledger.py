@@ -62,6 +62,8 @@ class Row:
         selections: What rules found later in the stored supernet, by name of the rule: its
             settings, label, genotype, genotype_hash, scores and time_s.
         landscape: Loss and accuracy around the final alphas, where measured.
+        evaluation: Of a search, `params` and `macs` of its genotype's evaluation network and the
+            size of that network; None where they have not been counted.
         format: Format of the file.
     """
 
@@ -93,6 +95,7 @@ class Row:
     final: str | None = None
     selections: dict[str, Any] = field(default_factory=dict)
     landscape: dict[str, Any] | None = None
+    evaluation: dict[str, Any] | None = None
     format: int = ROW_FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -152,7 +155,7 @@ class Row:
             "key": str, "config_id": str, "method": str, "space": str, "dataset": str,
             "label": str, "block": int, "seed": int, "epochs_done": int, "epochs_total": int,
             "settings": dict, "params": dict, "selections": dict, "cost": dict,
-            "landscape": (dict, type(None)),
+            "landscape": (dict, type(None)), "evaluation": (dict, type(None)),
             "environment": dict, "curve": list,
             "genotype": (dict, type(None)), "stop": (dict, type(None)), "format": int,
             "started": (int, float), "ended": (int, float, type(None)),
@@ -218,6 +221,7 @@ def with_selections(rows: Iterable[Row]) -> list[Row]:
                     label=f"{row.label or row.method} select={result['label']}",
                     genotype=result["genotype"],
                     genotype_hash=result["genotype_hash"],
+                    evaluation=result.get("evaluation"),
                 )
             )
     return found

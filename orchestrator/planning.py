@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import factors
 from orchestrator.dimensions import without_words
-from orchestrator.experiment import Experiment, Metric, Retrain, sweep_word
+from orchestrator.experiment import Experiment, Limits, Metric, Retrain, sweep_word
 from orchestrator.labels import plugin_labels
 from orchestrator.ledger import Row, row_key, with_selections
 from orchestrator.sweep_words import candidates, canonical
@@ -163,6 +163,8 @@ def retrain_units(
 ) -> list[Unit]:
     """Return the retrainings of the best distinct genotypes, each genotype once.
 
+    One that is over the limits of the experiment makes room for the next best.
+
     Args:
         experiment: Its `retrain` says how many, per what, and with which seeds.
         rows: Search rows of the study; those that ran all their epochs can be chosen.
@@ -175,6 +177,8 @@ def retrain_units(
         hashes: list[str] = []
         for row in _best_first(members, experiment.retrain.by):
             if row.genotype_hash is None or row.genotype_hash in hashes:
+                continue
+            if experiment.limits is not None and not fits(row, experiment.limits):
                 continue
             hashes.append(row.genotype_hash)
             first = chosen.setdefault(row.genotype_hash, (row, []))
@@ -296,6 +300,11 @@ def _grouped(experiment: Experiment, rows: Sequence[Row]) -> dict[str, list[Row]
 def _best_first(rows: Sequence[Row], by: Metric) -> list[Row]:
     """Sort by a metric at the genotype's epoch; ties by label and seed, never by chance."""
     return sorted(rows, key=lambda row: (-row.quality(by), row.config_id, row.seed))
+
+
+def fits(row: Row, limits: Limits) -> bool:
+    """Return whether a row's genotype is known to be within the limits."""
+    return row.evaluation is not None and not limits.over(row.evaluation)
 
 
 def _extra(identity: Identity) -> dict[str, Any]:

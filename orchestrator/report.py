@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import diagnosis, oracle, oracle_report, plots
+from orchestrator import cost_report, diagnosis, oracle, oracle_report, plots
+from orchestrator.cost_report import CostView
 from orchestrator.document import (
     Block,
     Code,
@@ -29,8 +30,10 @@ from orchestrator.results import (
     Result,
     by_label,
     caption,
+    counting,
     document,
     row_label,
+    show_count,
     tabulate,
 )
 from orchestrator.statistics import show_time
@@ -53,13 +56,19 @@ _STATUS_WORDS = {
 
 @dataclass(frozen=True)
 class Report:
-    """Where a report was written, its table, and what the study's oracle says."""
+    """Where a report was written, its table, what the study's oracle says, and costs."""
 
     markdown: Path
     html: Path
     table: Path
     results: list[Result]
     oracle: OracleView
+    costs: CostView
+
+    def to_json(self) -> dict[str, Any]:
+        """Return its tables as plain JSON."""
+        shown = {"oracle": self.oracle.to_json(), "costs": self.costs.to_json()}
+        return {**document(self.results), **shown}
 
 
 def write_report(study: Study) -> Report:
@@ -67,7 +76,9 @@ def write_report(study: Study) -> Report:
     rows = study.rows()
     retrain = study.experiment.retrain
     by = retrain.by if retrain else "val_accuracy"
-    results = tabulate(rows, retrain.given() if retrain else None, by)
+    given, limits = retrain.given() if retrain else None, study.experiment.limits
+    results = tabulate(rows, given, by, limits)
+    costs = cost_report.view(counting(rows, given), limits)
     truth = oracle_report.view(rows, *oracle.of_study(study))
     folder = study.report
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,6 +90,7 @@ def write_report(study: Study) -> Report:
         Paragraph(" ".join(caption(results, by))),
         *_curve_blocks(rows, results, folder),
         *oracle_report.blocks(truth, folder),
+        *cost_report.blocks(costs, folder),
         *_diagnosis_blocks(rows, folder),
         *_genotype_blocks(results, folder),
         *_retrain_blocks(rows),
@@ -94,8 +106,9 @@ def write_report(study: Study) -> Report:
         table=folder / "table.json",
         results=results,
         oracle=truth,
+        costs=costs,
     )
-    table = {"study": study.name, **document(results), "oracle": truth.to_json()}
+    table = {"study": study.name, **report.to_json()}
     replace_file(report.table, json.dumps(table, indent=2, allow_nan=False).encode())
     replace_file(report.html, to_html(blocks, f"Study {study.name}").encode())
     replace_file(report.markdown, to_markdown(blocks, folder).encode())
@@ -208,8 +221,8 @@ def _retrain_blocks(rows: Sequence[Row]) -> list[Block]:
                 ", ".join(found_by.get(row.genotype_hash, [])) or "–",
                 str(row.seed),
                 "–" if test is None else f"{100 * test:.2f}",
-                "–" if params is None else f"{params / 1e6:.3f} M",
-                "–" if macs is None else f"{macs / 1e6:.2f} M",
+                show_count(params),
+                show_count(macs),
                 show_time(row.cost.get("time_s")),
             )
         )

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger import with_selections
+from orchestrator.planning import fits
 from orchestrator.statistics import METHOD, MIN_SEEDS, Summary, show_share, show_time, summarize
 from trainables.settings import with_later
 
 if TYPE_CHECKING:
+    from orchestrator.experiment import Limits
     from orchestrator.ledger import Row
 
 COLUMNS = (
@@ -20,9 +22,12 @@ COLUMNS = (
     "val accuracy %, mean [95 %]",
     "retrain test accuracy %",
     "genotype",
+    "params",
+    "macs",
     "search time",
 )
-NUMERIC = ("val accuracy %, mean [95 %]", "retrain test accuracy %", "search time")
+NUMERIC = ("val accuracy %, mean [95 %]", "retrain test accuracy %", *COLUMNS[5:])
+_COSTS = ("params", "macs")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Result:
         test: Their mean and interval.
         genotype_hash: Hash of the genotype with the best validation accuracy, or loss.
         genotype: Its JSON form.
+        params, macs: Cost of its evaluation network, where it has been counted.
+        over: Limits of the study that it is over, because no genotype of the line keeps them.
         search_s: Mean duration of a finished search, in seconds.
     """
 
@@ -55,6 +62,9 @@ class Result:
     genotype: dict[str, Any] | None = None
     search_s: float | None = None
     searched: bool = True
+    params: int | None = None
+    macs: int | None = None
+    over: tuple[str, ...] = ()
 
     def cells(self) -> tuple[str, ...]:
         """Return the texts of the line, in the order of `COLUMNS`."""
@@ -65,12 +75,21 @@ class Result:
             show_share(self.accuracy),
             show_share(self.test) if self.test.n > 1 else _single(self.test),
             self.genotype_hash or "–",
+            *(show_count(getattr(self, name), f"max_{name}" in self.over) for name in _COSTS),
             show_time(self.search_s),
         )
 
 
 def _single(summary: Summary) -> str:
     return "–" if summary.mean is None else f"{100 * summary.mean:.2f}"
+
+
+def show_count(count: float | None, over: bool = False) -> str:
+    """Return a number of parameters or multiply-adds: "3.349 M"; a dash for None."""
+    if count is None:
+        return "–"
+    shown = f"{count / 1e6:.3f} M" if count < 1e8 else f"{count / 1e6:.1f} M"
+    return f"{shown} (over the limit)" if over else shown
 
 
 def row_label(row: Row) -> str:
@@ -113,6 +132,7 @@ def tabulate(
     rows: Sequence[Row],
     retrain_settings: Mapping[str, Any] | None = None,
     by: str = "val_accuracy",
+    limits: Limits | None = None,
 ) -> list[Result]:
     """Return the table's lines.
 
@@ -120,34 +140,39 @@ def tabulate(
         rows: Rows of both stages.
         retrain_settings: Only retrainings with these settings count; None takes all.
         by: Metric by which the genotype of a line is the best of its seeds: `retrain.by`.
+        limits: Limits that the genotype of a line keeps where one of its seeds has such a one.
 
     Means are over finished searches alone: a stopped row was measured after fewer epochs, and a
     diverged or failed one has no accuracy; how many there were of each is in the line's `asked`.
     Where every line has two seeds or more, the best mean comes first. Otherwise the lines keep the
     experiment's order: one seed is not enough to rank by.
     """
-    if retrain_settings is not None:
-        given = retrain_settings.items()
-        rows = [
-            row
-            for row in rows
-            if row.stage == "search" or given <= with_later(row.settings.get("retrain", {})).items()
-        ]
+    rows = counting(rows, retrain_settings)
     searches = with_selections([row for row in rows if row.stage == "search"])
     retrains = [row for row in rows if row.stage == "retrain" and row.status == "finished"]
     results = [
-        _result(label, group, retrains, by) for label, group in by_label(searches).items()
+        _result(label, group, retrains, by, limits) for label, group in by_label(searches).items()
     ] or _retrain_only([row for row in rows if row.stage == "retrain"])
     if all(max(result.accuracy.n, result.test.n) > 1 for result in results):
         results.sort(key=lambda result: -(result.accuracy.mean or result.test.mean or 0.0))
     return results
 
 
-def _retrain_items(row: Row) -> Any:
-    return row.settings.get("retrain", {}).items()
+def counting(rows: Sequence[Row], retrain_settings: Mapping[str, Any] | None) -> list[Row]:
+    """Return the searches, and of the retrainings those with these settings; None takes all."""
+    if retrain_settings is None:
+        return list(rows)
+    given = retrain_settings.items()
+    return [
+        row
+        for row in rows
+        if row.stage == "search" or given <= with_later(row.settings.get("retrain", {})).items()
+    ]
 
 
-def _result(label: str, group: Sequence[Row], retrains: Sequence[Row], by: str) -> Result:
+def _result(
+    label: str, group: Sequence[Row], retrains: Sequence[Row], by: str, limits: Limits | None
+) -> Result:
     finished = [row for row in group if row.status == "finished"]
     scored = [(row, value) for row in finished if (value := row.value("val_accuracy")) is not None]
     tested = {row.genotype_hash for row in retrains}
@@ -157,6 +182,7 @@ def _result(label: str, group: Sequence[Row], retrains: Sequence[Row], by: str) 
         best = max(
             (row for row, _ in scored),
             key=lambda row: (
+                limits is None or fits(row, limits),
                 row.quality(by),
                 row.genotype_hash in tested,
                 -row.seed,
@@ -164,6 +190,7 @@ def _result(label: str, group: Sequence[Row], retrains: Sequence[Row], by: str) 
         )
     tests = _test_accuracies(retrains, best.genotype_hash if best else None)
     times = [row.cost["time_s"] for row in finished if "time_s" in row.cost]
+    cost = (best.evaluation if best else None) or _counted_by(retrains, best)
     return Result(
         label=label,
         method=group[0].method,
@@ -175,7 +202,19 @@ def _result(label: str, group: Sequence[Row], retrains: Sequence[Row], by: str) 
         genotype_hash=best.genotype_hash if best else None,
         genotype=best.genotype if best else None,
         search_s=sum(times) / len(times) if times else None,
+        params=cost.get("params"),
+        macs=cost.get("macs"),
+        over=limits.over(cost) if limits and cost else (),
     )
+
+
+def _counted_by(retrains: Sequence[Row], best: Row | None) -> dict[str, int]:
+    """Return what a retraining of the row's genotype has counted, for rows from before costs."""
+    for row in retrains:
+        if best is not None and row.genotype_hash == best.genotype_hash:
+            counted = {name: row.value(name) for name in _COSTS}
+            return {name: int(value) for name, value in counted.items() if value is not None}
+    return {}
 
 
 def _retrain_only(retrains: Sequence[Row]) -> list[Result]:
@@ -186,6 +225,7 @@ def _retrain_only(retrains: Sequence[Row]) -> list[Result]:
     results = []
     for genotype_hash, group in groups.items():
         tests = _test_accuracies([r for r in group if r.status == "finished"], genotype_hash)
+        cost = _counted_by(group, group[0])
         results.append(
             Result(
                 label="a given genotype",
@@ -196,6 +236,8 @@ def _retrain_only(retrains: Sequence[Row]) -> list[Result]:
                 test=summarize(list(tests.values())),
                 genotype_hash=genotype_hash,
                 genotype=group[0].genotype,
+                params=cost.get("params"),
+                macs=cost.get("macs"),
             )
         )
     return results
@@ -230,6 +272,8 @@ def caption(results: Sequence[Result], by: str = "val_accuracy") -> list[str]:
         "epoch, after that epoch), and retraining it reads the test split.",
         "Search time is the mean of a finished search.",
     ]
+    if any(result.params is not None for result in results):
+        lines.append("Params and macs are those of the genotype's evaluation network.")
     if any(result.searched and result.accuracy.n < result.asked for result in results):
         lines.append("Means leave out the rows that did not finish, which are listed below.")
     if len(results) > 1 and any(result.accuracy.n == 1 for result in results):

@@ -15,12 +15,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import factors, planning, sweep, tracking
+from orchestrator import costs, factors, planning, sweep, tracking
 from orchestrator.errors import StudyError
 from orchestrator.experiment import Experiment, has_sweep
 from orchestrator.ledger import Row
 from orchestrator.monitor import Monitor
-from orchestrator.outbox import Outbox, study_end_record, study_record
+from orchestrator.outbox import Outbox, row_record, study_end_record, study_record
 from orchestrator.progress import Outcome, Reporter, Stage
 from orchestrator.searchers import Known, ListSearcher, OptunaSearcher, finite
 from orchestrator.study import Study
@@ -130,6 +130,8 @@ class _Driver:
             complete, planned = True, set[str]()
             for stage in stages:
                 keys = self._search() if stage == "search" else self._retrain()
+                if stage == "search":
+                    self._count_costs()
                 planned |= keys
                 complete = self._is_complete(keys)
                 if not complete:
@@ -266,10 +268,26 @@ class _Driver:
                 identity=self.identity,
             )
         else:
+            self._count_costs()
             rows = self.study.rows("search")
+            self._tell_limits(rows)
             units = planning.retrain_units(self.experiment, rows, self.identity)
         self._run_list("retrain", units, StudyRetrain)
         return _keys(units)
+
+    def _count_costs(self) -> None:
+        """Have every finished search know what its genotype's evaluation network costs."""
+        for row in costs.fill(self.study):
+            self.outbox.append(row_record(row.key, time.time()))
+
+    def _tell_limits(self, rows: Sequence[Row]) -> None:
+        limits = self.experiment.limits
+        over = [row for row in costs.found(rows) if limits and not planning.fits(row, limits)]
+        if over:
+            self.reporter.message(
+                f"over the limits, and so not retrained: {len(over)} of the genotypes found; "
+                "the report lists them"
+            )
 
     # -- running ------------------------------------------------------------------------------
 

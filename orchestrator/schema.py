@@ -18,6 +18,7 @@ from typing import Any
 from orchestrator.experiment import (
     Asha,
     Experiment,
+    Limits,
     Median,
     MlflowSettings,
     PerTrial,
@@ -26,6 +27,7 @@ from orchestrator.experiment import (
     Searcher,
     Tune,
 )
+from orchestrator.limits_section import PRESETS
 from orchestrator.settings_tree import REQUIRED, Spec, specs_of
 from orchestrator.sweep_words import plain
 from orchestrator.validation import NAME
@@ -56,6 +58,7 @@ def json_schema() -> Schema:
         "diagnostics": _diagnostics(),
         "oracle": {**_or_none(_plugin("oracles")), "default": None},
         "retrain": _or_none(_retrain()),
+        "limits": {**_or_none(_limits()), "default": None},
         "tune": _tune(),
         "ray": _record(RaySettings),
         "mlflow": _record(MlflowSettings),
@@ -110,6 +113,10 @@ def _tune() -> Schema:
         },
     }
     return schema
+
+
+def _limits() -> Schema:
+    return {"anyOf": [{"enum": ["none", *PRESETS]}, _record(Limits)]}
 
 
 def _diagnostics() -> Schema:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from orchestrator import costs
 from orchestrator.errors import StudyError
 from orchestrator.labels import plugin_labels
 from orchestrator.ledger import Row
@@ -145,4 +146,6 @@ def select(
             study.ledger.write(replace(row, selections=selections))
             outbox.append(row_record(row.key, time.time()))
             told(count, row)
+        for row in costs.fill(study):
+            outbox.append(row_record(row.key, time.time()))
     return failed

@@ -230,6 +230,9 @@ def _totals(row: Row) -> list[Point]:
     values = {name: _number(value) for name, value in row.cost.items()}
     for name in ("params", "macs", "peak_memory_bytes"):
         values[name] = row.value(name)
+    # A retraining has counted its network itself.
+    for name in ("params", "macs") if row.evaluation else ():
+        values[name] = _number((row.evaluation or {}).get(name))
     return [
         Point(f"cost/{name}", value, t, step) for name, value in values.items() if value is not None
     ]

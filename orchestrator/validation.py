@@ -12,12 +12,14 @@ from orchestrator.dataset_paths import Folders, absolute_paths
 from orchestrator.experiment import (
     SWEEP_WORDS,
     Experiment,
+    Limits,
     MlflowSettings,
     RaySettings,
     Retrain,
     Tune,
     sweep_word,
 )
+from orchestrator.limits_section import check_limits
 from orchestrator.oracle_section import check_oracle
 from orchestrator.problems import Problems
 from orchestrator.protocols import set_by_protocol, with_protocol
@@ -92,6 +94,7 @@ def check_experiment(
         "diagnostics": _diagnostics(given.get("diagnostics"), problems),
         "oracle": check_oracle(given.get("oracle"), space, problems, folders),
         "retrain": _retrain(retrain, search, problems, given.get("retrain")),
+        "limits": check_limits(given.get("limits"), problems),
         "tune": check_tune(given.get("tune"), problems, swept=swept),
         "ray": _ray(given.get("ray"), problems),
         "mlflow": _mlflow(given.get("mlflow"), problems),
@@ -169,6 +172,7 @@ def _where_it_belongs(key: str) -> str:
         "search": field_names(SearchSettings),
         "tune": tuple(Tune.model_fields),
         "retrain": field_names(RetrainSettings),
+        "limits": tuple(Limits.model_fields),
     }
     for section, names in places.items():
         if key in names:

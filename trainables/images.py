@@ -182,6 +182,17 @@ def choose_augmentation(images: ImageSet, augment: Augment, cutout: int) -> Augm
     return Augmentation(images.crop_padding or max(1, images.image_size // 8), True, cutout)
 
 
+def check_batch_size(batch_size: int, num_images: int) -> None:
+    """Raise DataError where no batch of that size can be cut from so many images."""
+    if batch_size < 1:
+        raise DataError(f"batch_size must be >= 1, got {batch_size}.")
+    if batch_size > num_images:
+        raise DataError(
+            f"batch_size must be at most the number of images: got {batch_size} for "
+            f"{num_images} images. Use a smaller batch_size, a larger share or more data."
+        )
+
+
 class Batches:
     """Endless random batches: every epoch is one permutation of all images, drawn once.
 
@@ -208,13 +219,7 @@ class Batches:
         augmentation: Augmentation | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if batch_size < 1:
-            raise DataError(f"batch_size must be >= 1, got {batch_size}.")
-        if batch_size > len(images):
-            raise DataError(
-                f"batch_size must be at most the number of images: got {batch_size} for "
-                f"{len(images)} images. Use a smaller batch_size, a larger share or more data."
-            )
+        check_batch_size(batch_size, len(images))
         self.images = images
         self.batch_size = batch_size
         self.augmentation = augmentation or Augmentation()
@@ -226,6 +231,11 @@ class Batches:
     def __len__(self) -> int:
         """Return the batches of an epoch."""
         return len(self.images) // self.batch_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+        return self.images.images.device
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """Return the next images, normalised, of shape (B, C, H, W), and labels of shape (B,)."""

@@ -25,7 +25,7 @@ from spaces.core.genotype import Genotype
 from spaces.core.space import LARGE_IMAGES, Space
 from trainables.choices import Plugin, choose_plugin, choose_settings
 from trainables.errors import DataError, StateError
-from trainables.images import Batches, ImageSet, choose_augmentation, split_train_val
+from trainables.images import split_train_val
 from trainables.settings import RetrainSettings, identifying
 from trainables.state import (
     DTYPES,
@@ -36,6 +36,7 @@ from trainables.state import (
     resolve_device,
     save_state,
 )
+from trainables.streams import Images, make_augmentation, make_batches
 from trainables.timing import peak_memory_bytes, reset_peak_memory
 from trainables.training import Training
 from trainables.worst import worst_value
@@ -125,16 +126,16 @@ class RetrainTrial:
                 "retraining reads one at its end: name it in the dataset's settings (dataset.test)."
             )
         self.data_digest: str = module.digest(self._dataset_config)
-        images: ImageSet = module.load(self._dataset_config, "train")
+        images: Images = module.load(self._dataset_config, "train")
         self._in_channels, self._num_classes = images.in_channels, images.num_classes
         self._image_size = images.image_size
-        augmentation = choose_augmentation(images, settings.augment, settings.cutout)
-        self._val: ImageSet | None = None
+        augmentation = make_augmentation(images, settings.augment, settings.cutout)
+        self._val: Images | None = None
         if settings.val_share > 0:
             parts = split_train_val(len(images), 1.0 - settings.val_share, self.seed)
             self._val = images.subset(parts[1]).to(self.device)
             images = images.subset(parts[0])
-        self._train = Batches(
+        self._train = make_batches(
             images.to(self.device),
             settings.batch_size,
             generator=make_generator(self.seed, "retrain batches"),

@@ -58,6 +58,7 @@ from trainables.state import (
     resolve_device,
     save_state,
 )
+from trainables.streams import stem_for_search
 from trainables.timing import Stopwatch, peak_memory_bytes, reset_peak_memory
 from trainables.watching import EarlyStop, descent
 
@@ -150,6 +151,7 @@ class SearchTrial:
         images = dataset_module.load(config, "train")
         self._data = SearchData(images, self.settings, seed=seed, device=self.device)
         self._image_shape = images.in_channels, images.num_classes
+        self._stem = stem_for_search(images) if self.space.has_imagenet_stem else None
         self._stages = self.method.stages_of(self.settings.epochs)
         for stage in self._stages:
             space_of(self.space, stage)  # a stage that cannot be is refused before the first
@@ -175,6 +177,7 @@ class SearchTrial:
                 *self._image_shape,
                 seed=purpose_seed(self.seed, "init" + place.suffix),
                 structure=self.method.structure,
+                stem=self._stem,
             ),
             self.space.alpha_shapes(),
             self.method,

@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from trainables.bilevel import Batch
-from trainables.images import Batches, ImageSet, choose_augmentation, full_pass, split_train_val
+from trainables.images import Batches, split_train_val
 from trainables.settings import SearchSettings
 from trainables.state import DTYPES, make_generator
+from trainables.streams import (
+    Images,
+    StreamBatches,
+    for_search,
+    go_through,
+    make_augmentation,
+    make_batches,
+)
 
 
 class SearchData:
@@ -21,23 +29,24 @@ class SearchData:
     Batches of both are augmented, as in the DARTS authors' code; `validation` is not.
 
     Args:
-        images: The training set of a dataset.
+        images: The training set of a dataset; of a stream its share for searches is taken.
         settings: Batch size, train_share, augmentation and precision are used.
         seed: Seed of the trial.
-        device: Where the images are kept, as uint8.
+        device: Where the images are kept, as uint8, or those of a stream are wanted.
 
     Attributes:
         num_steps: Batches of the training split in an epoch.
     """
 
     def __init__(
-        self, images: ImageSet, settings: SearchSettings, *, seed: int, device: torch.device
+        self, images: Images, settings: SearchSettings, *, seed: int, device: torch.device
     ) -> None:
-        augmentation = choose_augmentation(images, settings.augment, settings.cutout)
+        images = for_search(images, seed)
+        augmentation = make_augmentation(images, settings.augment, settings.cutout)
         parts = split_train_val(len(images), settings.train_share, seed)
 
-        def batches(index: Tensor, purpose: str) -> Batches:
-            return Batches(
+        def batches(index: Tensor, purpose: str) -> Batches | StreamBatches:
+            return make_batches(
                 images.subset(index).to(device),
                 settings.batch_size,
                 # On the CPU, so that the batches of a seed are the same on every device.
@@ -59,7 +68,7 @@ class SearchData:
         # A tiny last batch would spoil the statistics of norm "batch".
         size = len(self._val.images)
         even = math.ceil(size / math.ceil(size / self._val.batch_size))
-        return full_pass(self._val.images, even, self._val.dtype)
+        return go_through(self._val.images, even, self._val.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the batches of both splits stand."""

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from trainables.images import Batches, ImageSet, full_pass
+from trainables.images import Batches
 from trainables.settings import RetrainSettings
 from trainables.state import DTYPES, cloned
+from trainables.streams import Images, StreamBatches, go_through
 
 
 class Training:
@@ -28,7 +29,7 @@ class Training:
     def __init__(
         self,
         network: nn.Module,
-        batches: Batches,
+        batches: Batches | StreamBatches,
         settings: RetrainSettings,
         generator: torch.Generator,
     ) -> None:
@@ -36,7 +37,7 @@ class Training:
         self.batches = batches
         self.settings = settings
         self._generator = generator
-        self._device = batches.images.images.device
+        self._device = batches.device
         self._weights = list(network.parameters())
         self._optimizer = torch.optim.SGD(
             self._weights,
@@ -128,7 +129,7 @@ class Training:
         return cloned({**self.network.state_dict(), **self._averaged})
 
     @torch.no_grad()
-    def evaluate(self, images: ImageSet) -> tuple[float, float]:
+    def evaluate(self, images: Images) -> tuple[float, float]:
         """Return mean cross entropy in nats and accuracy over all images, on running statistics.
 
         With `ema_decay` they are those of the averaged network.
@@ -138,7 +139,7 @@ class Training:
         sums = torch.zeros(2, dtype=torch.float64, device=self._device)
         # Only a genotype with noise draws; every evaluation draws equally.
         generator = torch.Generator(device=self._device).manual_seed(0)
-        for batch, labels in full_pass(images, self.settings.batch_size, dtype):
+        for batch, labels in go_through(images, self.settings.batch_size, dtype):
             with self._autocast():
                 logits, _ = torch.func.functional_call(
                     self.network, self._averaged, (batch,), {"generator": generator}

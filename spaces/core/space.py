@@ -186,6 +186,7 @@ class Space(ABC):
         *,
         seed: int,
         structure: Structure = PLAIN,
+        stem: Stem | None = None,
     ) -> nn.Module:
         """Build the supernet on the CPU in float32, from `seed`; the global RNG is untouched.
 
@@ -195,14 +196,18 @@ class Space(ABC):
             seed: Seed of the initial weights. What the structure adds draws last, so that all
                 other weights of one seed are the same with and without it.
             structure: What the supernet has besides candidate operations.
+            stem: What stands before the cells; None is the one of the space's own layout.
 
         Returns:
             Supernet; `supernet(images, mixture, norm=..., generator=...)` gives logits.
 
         Raises:
-            SpaceError: The space does not allow the structure.
+            SpaceError: The space does not allow the structure or the stem.
         """
         layout = self.supernet_layout(in_channels, num_classes)
+        if stem == "imagenet":
+            self._check_imagenet_stem()
+            layout = on_imagenet_stem(layout, self.search_size()[0])
         with _seeded(seed):
             return self.make_supernet(layout, structure)
 
@@ -264,10 +269,8 @@ class Space(ABC):
                 f"The networks of space '{self.name}' have no auxiliary head; set "
                 "auxiliary_weight to 0."
             )
-        if stem == "imagenet" and not self.has_imagenet_stem:
-            raise SpaceError(
-                f"The networks of space '{self.name}' have no stem for ImageNet; set stem to cifar."
-            )
+        if stem == "imagenet":
+            self._check_imagenet_stem()
         channels = self.evaluation.channels if channels is None else channels
         layout = self.network_layout(
             in_channels,
@@ -281,6 +284,12 @@ class Space(ABC):
             layout = on_imagenet_stem(layout, channels)
         with _seeded(seed):
             return self.make_network(genotype, layout)
+
+    def _check_imagenet_stem(self) -> None:
+        if not self.has_imagenet_stem:
+            raise SpaceError(
+                f"The networks of space '{self.name}' have no stem for ImageNet; set stem to cifar."
+            )
 
     def discretize(self, op_weights: Mapping[str, Tensor]) -> Genotype:
         """Return the genotype that op weights stand for.

@@ -16,14 +16,16 @@ from spaces.core import plugins
 from tests.trainables.official import WRITERS
 from tests.trainables.test_datasets import encoded, pictures, png, write
 from trainables.errors import DataError
-from trainables.images import Batches
+from trainables.images import ImageSet
+from trainables.streams import Images, go_through, make_augmentation, make_batches
 
 
 def _settings(name: str, folder: Path) -> dict[str, Any]:
     """Return settings under which a shipped dataset can be read from `folder`."""
     if name in WRITERS:
         WRITERS[name](folder)
-        return {"root": str(folder)}
+        more = {"size": 9, "workers": 0} if name == "imagenet" else {}
+        return {"root": str(folder), **more}
     if name == "image_folder":
         for split in ("train", "test"):
             for label, image in enumerate(pictures(10, 9, 9, seed=len(split))):
@@ -39,6 +41,11 @@ def _settings(name: str, folder: Path) -> dict[str, Any]:
     return {}
 
 
+def pixels(images: Images) -> torch.Tensor:
+    """Return all images of a split, resident or not, as networks see them: (N, C, H, W)."""
+    return torch.cat([batch for batch, _ in go_through(images, 1000)])
+
+
 @pytest.fixture(params=plugins.available("datasets"))
 def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Any]:
     settings = {"name": request.param, **_settings(request.param, tmp_path)}
@@ -50,16 +57,18 @@ def test_both_splits_fit_together(dataset: tuple[Any, Any]):
     assert module.splits(config) == ("train", "test")
     train, test = module.load(config, "train"), module.load(config, "test")
     assert len(train) >= len(test) > 0
-    assert train.images.shape[1:] == test.images.shape[1:]
-    for name in ("num_classes", "mean", "std", "classes", "crop_padding", "flip"):
+    assert pixels(train).shape[1:] == pixels(test).shape[1:]
+    for name in ("num_classes", "mean", "std", "classes"):
         assert getattr(train, name) == getattr(test, name)
+    if isinstance(train, ImageSet):
+        assert (train.crop_padding, train.flip) == (test.crop_padding, test.flip)
     assert train.labels.unique().tolist() == list(range(train.num_classes))
     assert len(train.classes) in (0, train.num_classes)
 
 
 def test_no_image_is_in_both_splits(dataset: tuple[Any, Any]):
     module, config = dataset
-    train, test = (module.load(config, split).images.flatten(1) for split in ("train", "test"))
+    train, test = (pixels(module.load(config, split)).flatten(1) for split in ("train", "test"))
     assert not {bytes(row) for row in train.numpy()} & {bytes(row) for row in test.numpy()}
 
 
@@ -73,10 +82,17 @@ def test_loading_is_memoised_and_deterministic(dataset: tuple[Any, Any]):
 def test_batches_can_be_cut_from_it(dataset: tuple[Any, Any]):
     module, config = dataset
     images = module.load(config, "train")
-    batches = Batches(images, 5, generator=torch.Generator().manual_seed(0))
-    pixels, labels = batches.next_batch()
-    assert pixels.shape == (5, images.in_channels, *images.images.shape[2:])
-    assert pixels.dtype == torch.float32
+    batches = make_batches(
+        images,
+        5,
+        generator=torch.Generator().manual_seed(0),
+        augmentation=make_augmentation(images, "auto", 0),
+        dtype=torch.float32,
+    )
+    got, labels = batches.next_batch()
+    assert got.shape == (5, *pixels(images).shape[1:])
+    assert got.shape[1] == images.in_channels
+    assert got.dtype == torch.float32
     assert labels.dtype == torch.int64
 
 

@@ -149,6 +149,7 @@ def test_status_says_what_is_there(nas: Nas, tmp_path: Path) -> None:
         "cifar10": "there",
         "cifar100": "missing",
         "fashion_mnist": "damaged",
+        "imagenet": "missing",
         "imagenet16_120": "missing",
         "svhn": "missing",
     }
@@ -198,3 +199,19 @@ def test_validate_names_the_command_where_the_root_is_empty(nas: Nas, tmp_path: 
     code, _, err = nas("validate", "a.yaml")
     assert code == 2
     assert f"Run nas data prepare cifar100 --root {tmp_path / 'data'} to get it" in err
+
+
+def test_imagenet_says_how_its_folder_must_look(nas: Nas, tmp_path: Path) -> None:
+    code, out, err = nas("data", "prepare", "imagenet", "--root", "here")
+    assert (code, out) == (2, "")
+    place = tmp_path / "here" / "imagenet"
+    assert f"{place}/train does not exist" in err
+    assert "cannot be downloaded without an account" in err
+    assert f"{place}/val/CLASS/FILE.JPEG" in err
+    official.write_imagenet(tmp_path / "here")
+    code, out, err = nas("data", "prepare", "imagenet", "--root", "here")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"imagenet is ready in {place} (")
+    (place / "train" / "n00000000" / "notes.txt").write_text("x")
+    code, _, err = nas("data", "prepare", "imagenet", "--root", "here")
+    assert (code, "notes.txt is no image" in err) == (2, True)

@@ -87,7 +87,7 @@ def test_stopped_and_failed_rows_count_as_asked_and_not_in_the_mean() -> None:
 
 def test_a_label_without_a_finished_row_is_a_line_of_dashes() -> None:
     (result,) = tabulate([search_row("a", 0, [], status="failed")])
-    assert result.cells() == ("a", "0 of 1", "–", "–", "–", "–")
+    assert result.cells() == ("a", "0 of 1", "–", "–", "–", "–", "–", "–")
 
 
 def test_configurations_with_one_label_are_told_apart_by_what_was_drawn() -> None:
@@ -181,7 +181,7 @@ def test_the_page_needs_no_other_file(study: Study) -> None:
     report = write_report(study)
     page = _Links()
     page.feed(report.html.read_text())
-    assert len(page.sources) == 3  # the curves and two genotypes
+    assert len(page.sources) == 4  # the curves, the Pareto fronts and two genotypes
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert not {"script", "link", "b", "strong"} & set(page.tags)
 

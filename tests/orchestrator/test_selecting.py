@@ -117,7 +117,7 @@ def test_select_adds_what_the_rule_finds_and_changes_nothing_else(
     )
     assert (failed, told) == ([], [(1, 0), (2, 1)])
     for old, new, trial in zip(before, study.rows(), filled[1], strict=True):
-        assert replace(new, selections={}) == old
+        assert replace(new, selections={}, evaluation=None) == old  # what it costs is counted too
         result = new.selections[plan.name]
         expected = trial.select({"name": RULE, "norm": "running"})
         assert Genotype.from_json(result["genotype"]) == expected.genotype

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from scipy.io import savemat
 
-from trainables.datasets import cifar10, cifar100, fashion_mnist, imagenet16_120, svhn
+from trainables.datasets import cifar10, cifar100, fashion_mnist, imagenet, imagenet16_120, svhn
 
 
 def write_pickle(path: Path, entry: dict[str, Any]) -> None:
@@ -96,10 +97,25 @@ def write_fashion_mnist(root: Path, *, count: int = 20) -> None:
         (folder / labels).write_bytes(gzip.compress(idx(classes), mtime=0))
 
 
+def write_imagenet(root: Path, *, count: int = 4, classes: int = 3, side: int = 40) -> None:
+    """Write `count` training and half as many validation images of each class, of several sizes."""
+    draw = np.random.default_rng(5)
+    for folder, number in (("train", count), ("val", count // 2)):
+        for label in range(classes):
+            place = root / imagenet.FOLDER / folder / f"n{label:08}"
+            place.mkdir(parents=True, exist_ok=True)
+            for index in range(number):
+                # Each class has a colour of its own, so that there is something to learn.
+                pixels = draw.integers(0, 100, (side, side + 5 * index, 3), dtype=np.uint8)
+                pixels[:, :, label % 3] += 120
+                Image.fromarray(pixels).save(place / f"{folder}_{index}.JPEG", quality=95)
+
+
 WRITERS = {
     "cifar10": write_cifar10,
     "cifar100": write_cifar100,
     "fashion_mnist": write_fashion_mnist,
+    "imagenet": write_imagenet,
     "imagenet16_120": write_imagenet16,
     "svhn": write_svhn,
 }

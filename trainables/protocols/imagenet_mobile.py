@@ -1,7 +1,8 @@
 """ImageNet, mobile setting: 250 epochs of 14 cells and 48 channels, linear rate after warm-up.
 
 Differs from the released code: there images are cropped at random sizes and their colours changed,
-which the datasets here do not do; there the learning rate has a smaller slope in the last 5 epochs.
+which here the dataset imagenet alone does; there the learning rate has a smaller slope in the last
+5 epochs.
 """
 
 from __future__ import annotations
