@@ -24,13 +24,18 @@ PLUGINS = Path(__file__).parent / "plugins"
 _EPOCHS = 1_000  # never the last one: it would be checked for the end of the search
 
 
+def use_random_images() -> None:
+    """Let this process find the dataset `random_images`."""
+    known = os.environ.get(plugins.ENVIRONMENT_VARIABLE, "")
+    folders = [str(PLUGINS), *(part for part in known.split(os.pathsep) if part)]
+    os.environ[plugins.ENVIRONMENT_VARIABLE] = os.pathsep.join(dict.fromkeys(folders))
+
+
 def make_trial(
     space_name: str, method: str, size: Size, images: int, device: torch.device
 ) -> SearchTrial:
     """Return a search of random images; the settings are those of a study."""
-    known = os.environ.get(plugins.ENVIRONMENT_VARIABLE)
-    folders = [str(PLUGINS), *([known] if known else [])]
-    os.environ[plugins.ENVIRONMENT_VARIABLE] = os.pathsep.join(dict.fromkeys(folders))
+    use_random_images()
     return SearchTrial(
         space=size.settings(space_name),
         dataset={"name": "random_images", "images": images, "side": size.image},

@@ -12,7 +12,7 @@ import typer
 
 from orchestrator import display
 from orchestrator.commands_run import Json
-from orchestrator.statistics import show_bytes
+from orchestrator.statistics import show_bytes, show_time
 from spaces.core.errors import NasError, near_miss
 
 ALL = "all"
@@ -50,6 +50,7 @@ def add_to(app: typer.Typer) -> None:
     bench.command(epilog="Example: nas bench pipeline --batch 64")(pipeline)
     bench.command(epilog="Example: nas bench seeds --seeds 8")(seeds)
     bench.command(epilog="Example: nas bench sweep --trials 200")(sweep)
+    bench.command(epilog="Example: nas bench retrain DARTS_V2 --batch 16")(retrain)
     app.add_typer(bench, name="bench", epilog="Example: nas bench step --json")
 
 
@@ -188,6 +189,28 @@ def sweep(
     _show(rows(), where, as_json)
 
 
+def retrain(
+    genotype: Annotated[
+        str, typer.Argument(metavar="GENOTYPE", help="As nas list genotypes says.")
+    ] = "DARTS_V2",
+    batch: Batch = "16",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a round.")] = 4,
+    device: Device = "auto",
+    rounds: Rounds = 3,
+    threads: Threads = 1,
+    as_json: Json = False,
+) -> None:
+    """Time the training of a published genotype at its published size, and its memory."""
+    where = _prepare(device, threads)
+    from benchmarks import retrain as bench
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for size in _numbers(batch, "--batch"):
+            yield bench.measure(genotype, size, where, rounds=rounds, steps=steps)
+
+    _show(rows(), where, as_json)
+
+
 def _prepare(device: str, threads: int) -> Any:
     import torch
 
@@ -268,7 +291,11 @@ def _lines(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
         saved, theirs = show_bytes(row["saved_bytes"]), show_bytes(row["reference_saved_bytes"])
         yield "saved", f"{saved}, reference {theirs} ({share:.2f} x)"
         yield "floor", f"{row['floor_s']:.4g} s: {row['times_floor']:.1f} times that"
-    if row.get("peak_bytes") is not None:
+    if "epoch_s" in row:
+        yield "time", f"{row['step_s']:.4g} s a step (least of {row['rounds']})"
+        yield "epoch", f"{show_time(row['epoch_s'])} for 50,000 images"
+        yield "peak memory", show_bytes(row["peak_bytes"])
+    elif row.get("peak_bytes") is not None:
         peaks = show_bytes(row["peak_bytes"]), show_bytes(row["reference_peak_bytes"])
         yield "peak memory", f"{peaks[0]}, reference {peaks[1]}"
     if "times_one" in row:

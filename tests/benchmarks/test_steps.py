@@ -150,6 +150,9 @@ def test_the_table_says_machine_and_case() -> None:
     assert "times one search" in out
     out = run("pipeline", "--images", "64", "--batch", "16", "--rounds", "1")
     assert "images/s" in out
+    out = run("retrain", "--batch", "1", "--steps", "1", "--rounds", "1")
+    assert "retrain DARTS_V2 C=36 cells=20 batch=1" in out
+    assert "for 50,000 images" in out
 
 
 @pytest.mark.parametrize(
