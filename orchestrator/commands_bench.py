@@ -206,6 +206,8 @@ def retrain(
 
     def rows() -> Iterator[dict[str, Any]]:
         for size in _numbers(batch, "--batch"):
+            if size < 2:
+                raise NasError("--batch must be >= 2: batch norm needs two images, got 1.")
             yield bench.measure(genotype, size, where, rounds=rounds, steps=steps)
 
     _show(rows(), where, as_json)

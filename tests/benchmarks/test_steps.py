@@ -150,8 +150,8 @@ def test_the_table_says_machine_and_case() -> None:
     assert "times one search" in out
     out = run("pipeline", "--images", "64", "--batch", "16", "--rounds", "1")
     assert "images/s" in out
-    out = run("retrain", "--batch", "1", "--steps", "1", "--rounds", "1")
-    assert "retrain DARTS_V2 C=36 cells=20 batch=1" in out
+    out = run("retrain", "--batch", "2", "--steps", "1", "--rounds", "1")
+    assert "retrain DARTS_V2 C=36 cells=20 batch=2" in out
     assert "for 50,000 images" in out
 
 
@@ -162,6 +162,8 @@ def test_the_table_says_machine_and_case() -> None:
         (("step", "--method", "ms_dart"), "--method must be one of darts, darts_unrolled"),
         (("step", "--batch", "0"), "--batch must be whole numbers >= 1"),
         (("step", "--channels", "8,x"), "--channels must be whole numbers >= 1"),
+        (("retrain", "--batch", "1"), "--batch must be >= 2"),
+        (("retrain", "DARTS_V3"), "There is no genotype named 'DARTS_V3'. Did you mean"),
         (("search", "--images", "8", "--batch", "16"), "--images must be at least two batches"),
     ],
 )
