@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import interleaved
-from benchmarks.search import use_random_images
+from benchmarks.trials import use_random_images
 from spaces.core import named
 from trainables.retrain import RetrainTrial
 from trainables.timing import peak_memory_bytes, reset_peak_memory

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,33 +14,9 @@ from benchmarks.measuring import interleaved
 from benchmarks.pipeline import ReferenceImages
 from benchmarks.reference.steps import Batch, ReferenceSearch
 from benchmarks.reference.supernets import copy_weights
-from benchmarks.step import METHODS, Size, reference_of
-from spaces.core import plugins
+from benchmarks.step import Size, reference_of
+from benchmarks.trials import make_trial
 from trainables.search import SearchTrial
-
-PLUGINS = Path(__file__).parent / "plugins"
-_EPOCHS = 1_000  # never the last one: it would be checked for the end of the search
-
-
-def use_random_images() -> None:
-    """Let this process find the dataset `random_images`."""
-    known = os.environ.get(plugins.ENVIRONMENT_VARIABLE, "")
-    folders = [str(PLUGINS), *(part for part in known.split(os.pathsep) if part)]
-    os.environ[plugins.ENVIRONMENT_VARIABLE] = os.pathsep.join(dict.fromkeys(folders))
-
-
-def make_trial(
-    space_name: str, method: str, size: Size, images: int, device: torch.device
-) -> SearchTrial:
-    """Return a search of random images; the settings are those of a study."""
-    use_random_images()
-    return SearchTrial(
-        space=size.settings(space_name),
-        dataset={"name": "random_images", "images": images, "side": size.image},
-        method=dict(METHODS[method]),
-        search={"epochs": _EPOCHS, "batch_size": size.batch},
-        device=device,
-    )
 
 
 def make_reference(trial: SearchTrial, method: str, size: Size) -> Callable[[], None]:

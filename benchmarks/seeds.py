@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import interleaved
-from benchmarks.search import make_trial
 from benchmarks.step import Size
+from benchmarks.trials import make_trial
 
 
 def measure(
