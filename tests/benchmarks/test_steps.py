@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,15 +20,6 @@ CPU = torch.device("cpu")
 SMALL = Size(channels=4, cells=1, batch=2, image=8)
 PASSES = {"darts": (2, 0), "darts_unrolled": (5, 0), "sdarts_rs": (2, 0), "sdarts_adv": (9, 2)}
 """Forward passes of our step with a gradient and without, as counted in the methods' papers."""
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """Restore the thread count, which the command sets."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def small(space: str) -> Size:
