@@ -8,15 +8,15 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from spaces.core.mixture import PLAIN, Mixture, Structure
-from spaces.core.space import Space
-from spaces.core.supernet import Supernet
-from tests.spaces.helpers import space_of
-from tests.spaces.reference import (
+from benchmarks.reference.supernets import (
     DartsReference,
     NasBench201Reference,
     copy_weights,
 )
+from spaces.core.mixture import PLAIN, Mixture, Structure
+from spaces.core.space import Space
+from spaces.core.supernet import Supernet
+from tests.spaces.helpers import space_of
 
 TOLERANCE = 1e-10
 CASES = {

@@ -8,6 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.reference.supernets import (
+    matched,
+)
 from spaces.core.layers import ConvNorm, Source
 from spaces.core.mixture import Mixture, Norm
 from tests.spaces.pairs import (
@@ -17,9 +20,6 @@ from tests.spaces.pairs import (
     mixture_of,
     pair_of,
     seeded,
-)
-from tests.spaces.reference import (
-    matched,
 )
 
 

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spaces.core.errors import SpaceError
-from spaces.core.mixture import Mixture, Norm
-from spaces.core.space import Space
-from spaces.core.supernet import Supernet
-from tests.spaces.helpers import give_weights, one_hot, space_of
-from tests.spaces.reference import (
+from benchmarks.reference.supernets import (
     DARTS_OPS,
     DartsReference,
     NasBench201Reference,
     copy_weights,
     matched,
 )
+from spaces.core.errors import SpaceError
+from spaces.core.mixture import Mixture, Norm
+from spaces.core.space import Space
+from spaces.core.supernet import Supernet
+from tests.spaces.helpers import give_weights, one_hot, space_of
 
 TOLERANCE = 1e-10
 CASES = {

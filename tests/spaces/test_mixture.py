@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.reference.supernets import (
+    matched,
+)
 from spaces.core.errors import SpaceError
 from spaces.core.layers import Source
 from spaces.core.layout import CellLayer
@@ -30,9 +33,6 @@ from tests.spaces.pairs import (
     pair_of,
     seeded,
     variables,
-)
-from tests.spaces.reference import (
-    matched,
 )
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.reference.choice_blocks import ReferenceSupernet, copy_weights, matched
 from spaces.core import graph101
 from spaces.core.cost import network_cost
 from spaces.core.errors import SpaceError
@@ -24,7 +25,6 @@ from spaces.core.vertex_network import VertexCell, vertex_channels
 from spaces.nasbench1shot1 import NasBench1Shot1
 from tests.spaces.helpers import space_of
 from tests.spaces.pairs import batch, close, gradient_of
-from tests.spaces.reference_choice_blocks import ReferenceSupernet, copy_weights, matched
 
 NAMES = ("nasbench1shot1_1", "nasbench1shot1_2", "nasbench1shot1_3")
 # Published: choices of parents; then distinct cells, as flagged in the table of NAS-Bench-101.

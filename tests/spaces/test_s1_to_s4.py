@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.reference.supernets import DartsReference, copy_weights, matched
 from spaces.core import plugins
 from spaces.core.cost import network_cost
 from spaces.core.errors import SpaceError
@@ -19,7 +20,6 @@ from spaces.core.source_mix import SourceMix
 from spaces.core.space import Space
 from tests.spaces.helpers import give_weights, one_hot, space_of
 from tests.spaces.pairs import AUXILIARY, HALF, batch, close, gradient_of, mixture_of, seeded
-from tests.spaces.reference import DartsReference, copy_weights, matched
 
 # Zela et al., ICLR 2020, src/spaces.py, in short: s skip, m and a max and average pooling, d and D
 # dilated 3x3 and 5x5, c separable 3x3; edges into nodes 2, 3, 4 and 5.

@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.reference.supernets import (
+    DartsReference,
+    NasBench201Reference,
+    copy_weights,
+    matched,
+)
 from spaces.core.mixture import PLAIN, Mixture, Structure
-from tests.spaces.reference import DartsReference, NasBench201Reference, copy_weights, matched
 from trainables.method import OpWeights
 from trainables.search import SearchTrial
 from trainables.timing import Stopwatch

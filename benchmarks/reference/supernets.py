@@ -12,17 +12,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from spaces.core.mixed_cell import MixedCell
-from spaces.core.mixture import PLAIN, Mixture, Structure
-from spaces.core.source_mix import SourceMix
-from spaces.core.supernet import Supernet
-from tests.spaces.reference_cells import (
+from benchmarks.reference.cells import (
     CellExtras,
     CellOfEdges,
     Halve,
     MixedOp,
     relu_conv_norm,
 )
+from spaces.core.mixed_cell import MixedCell
+from spaces.core.mixture import PLAIN, Mixture, Structure
+from spaces.core.source_mix import SourceMix
+from spaces.core.supernet import Supernet
 
 NASBENCH201_OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 DARTS_OPS = (

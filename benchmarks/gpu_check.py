@@ -1,0 +1,133 @@
+"""All checks and measurements of a GPU, with torch alone: `sh benchmarks/gpu_check.sh`.
+
+Without a GPU the same code runs on the CPU at a small size, which shows that it works and measures
+nothing. The last line is one JSON document with everything that was found.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from benchmarks import seeds
+from benchmarks.measuring import measure_floor
+from benchmarks.step import METHODS, SPACES, Size, make_pair, measure
+from trainables.state import Fingerprint
+
+_CPU = torch.device("cpu")
+_TOLERANCE = 1e-9
+_BUDGET_S = 540.0
+
+
+def check_equal_steps(device: torch.device) -> Iterator[dict[str, Any]]:
+    """Yield how far three float64 steps on a device are from the CPU's, for all methods.
+
+    Draws of a CPU and of a GPU differ: methods that draw are compared where their radius is 0.
+    """
+    kept = dict(METHODS)
+    for name, settings in kept.items():
+        if name.startswith("sdarts"):
+            METHODS[name] = {**settings, "radius_start": 0.0, "radius_max": 0.0}
+    try:
+        for space in SPACES:
+            size = Size(channels=4, cells=1 if space == "nasbench201" else 3, batch=4, image=16)
+            for method in METHODS:
+                alphas = []
+                for where in (_CPU, device):
+                    pair = make_pair(space, method, size, where, dtype=torch.float64)
+                    pair.ours()
+                    pair.ours()
+                    alphas.append({n: a.detach().cpu() for n, a in pair.bilevel.alphas.items()})
+                first, second = alphas
+                distance = max(float((first[n] - second[n]).abs().max()) for n in first)
+                yield {
+                    "check": f"equal steps {space} {method}",
+                    "distance": distance,
+                    "passed": distance <= _TOLERANCE,
+                }
+    finally:
+        METHODS.update(kept)
+
+
+def check_synchronisations(device: torch.device) -> Iterator[dict[str, Any]]:
+    """Yield whether a step of every method leaves a GPU unwaited for; nothing on a CPU."""
+    if device.type != "cuda":
+        return
+    for space in SPACES:
+        for method in METHODS:
+            size = Size(channels=4, cells=1 if space == "nasbench201" else 3, batch=4, image=16)
+            pair = make_pair(space, method, size, device)
+            pair.ours()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                pair.ours()
+                passed, why = True, ""
+            except RuntimeError as error:
+                passed, why = False, str(error)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            yield {"check": f"no synchronisation {space} {method}", "passed": passed, "why": why}
+
+
+def measurements(device: torch.device, ends: float) -> Iterator[dict[str, Any]]:
+    """Yield the rows of `nas bench`, the most wanted first, until the time is over."""
+    on_gpu = device.type == "cuda"
+    rounds = 3 if on_gpu else 1
+    floor = measure_floor(device)
+    for space in SPACES:
+        for method in METHODS:
+            if time.monotonic() > ends:
+                return
+            small = Size(channels=4, cells=1 if space == "nasbench201" else 3, batch=4, image=16)
+            size = Size(batch=64) if on_gpu else small
+            yield measure(space, method, size, device, rounds=rounds, floor=floor)
+    images = 8192 if on_gpu else 32
+    size = Size(batch=64) if on_gpu else Size(channels=4, cells=1, batch=8, image=16)
+    if find_spec("torchvision") is None:
+        print("left out: searches and input pipeline, whose reference needs torchvision")
+        return
+    from benchmarks import pipeline, search
+
+    for space in SPACES if on_gpu else SPACES[:1]:
+        if time.monotonic() > ends:
+            return
+        yield search.measure(space, "darts", size, device, rounds=1, images=images)
+    if time.monotonic() < ends:
+        yield seeds.measure(
+            "nasbench201", "darts", size, device, seeds=8 if on_gpu else 2, rounds=1,
+            images=images // 8 if on_gpu else images,
+        )  # fmt: skip
+    if time.monotonic() < ends:
+        yield pipeline.measure(batch=64, images=images * 4, device=device, rounds=rounds)
+
+
+def main() -> int:
+    """Run everything and return 1 where a check failed."""
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ends = time.monotonic() + _BUDGET_S
+    machine = Fingerprint.of(device, "float32").machine
+    print(f"{machine}, torch {torch.__version__}", flush=True)
+    if device.type != "cuda":
+        print("There is no GPU: the same code runs on the CPU, at a size that measures nothing.")
+    checks: list[dict[str, Any]] = []
+    for found in (*check_equal_steps(device), *check_synchronisations(device)):
+        checks.append(found)
+        print(f"{'passed' if found['passed'] else 'FAILED'}  {found['check']}", flush=True)
+    rows = []
+    for row in measurements(device, ends):
+        rows.append(row)
+        times = f"{row['ours_s']:.4g} s, reference {row['reference_s']:.4g} s"
+        print(f"{row['speedup']:6.2f} x  {row['case']}: {times}", flush=True)
+    print(json.dumps({"machine": machine, "checks": checks, "rows": rows}))
+    return 0 if all(found["passed"] for found in checks) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

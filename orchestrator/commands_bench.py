@@ -1,0 +1,324 @@
+"""`nas bench`: side-by-side measurements, as a table or as JSON."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator import display
+from orchestrator.commands_run import Json
+from orchestrator.statistics import show_bytes, show_time
+from spaces.core.errors import NasError, near_miss
+
+ALL = "all"
+
+SpaceName = Annotated[
+    str, typer.Option("--space", help="nasbench201, darts or all.", metavar="NAME")
+]
+MethodName = Annotated[
+    str,
+    typer.Option(
+        "--method", help="darts, darts_unrolled, sdarts_rs, sdarts_adv or all.", metavar="NAME"
+    ),
+]
+Channels = Annotated[str, typer.Option(help="Of the supernet; several for a curve: 8,16,32.")]
+Cells = Annotated[
+    str | None, typer.Option(help="Cells (NAS-Bench-201: per stage); the published number.")
+]
+Batch = Annotated[str, typer.Option("--batch", help="Images of a batch; several for a curve.")]
+ImageSize = Annotated[str, typer.Option("--image-size", help="Side of an image, pixels.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Timed rounds, in turns; the least counts.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of torch on a CPU.")]
+Images = Annotated[int, typer.Option(min=1, help="Training images of an epoch.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give the commands of this module to `app`, as `nas bench ...`."""
+    bench = typer.Typer(
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        help="Measure this machine: ours against the reference, side by side.",
+    )
+    bench.command(epilog="Example: nas bench step --space darts --method all")(step)
+    bench.command(epilog="Example: nas bench search --images 512 --batch 64")(search)
+    bench.command(epilog="Example: nas bench pipeline --batch 64")(pipeline)
+    bench.command(epilog="Example: nas bench seeds --seeds 8")(seeds)
+    bench.command(epilog="Example: nas bench sweep --trials 200")(sweep)
+    bench.command(epilog="Example: nas bench retrain DARTS_V2 --batch 16")(retrain)
+    app.add_typer(bench, name="bench", epilog="Example: nas bench step --json")
+
+
+def step(
+    space: SpaceName = ALL,
+    method: MethodName = "darts",
+    channels: Channels = "16",
+    cells: Cells = None,
+    batch: Batch = "8",
+    image_size: ImageSize = "32",
+    device: Device = "auto",
+    rounds: Rounds = 3,
+    threads: Threads = 1,
+    as_json: Json = False,
+) -> None:
+    """Time a search step against the op-by-op reference, and count kernels and saved activations.
+
+    A step is all that a method does with a training and a validation batch. Times are CPU seconds
+    of the process, or wall seconds of a GPU; the floor is what this machine's matrix products and
+    copies would take for the same work.
+    """
+    where = _prepare(device, threads)
+    from benchmarks import step as bench
+    from benchmarks.measuring import measure_floor
+
+    def rows() -> Iterator[dict[str, Any]]:
+        names = _chosen(space, bench.SPACES, "--space")
+        methods = _chosen(method, tuple(bench.METHODS), "--method")
+        floor = measure_floor(where)
+        for size, name, label in itertools.product(
+            _sizes(channels, cells, batch, image_size), names, methods
+        ):
+            yield bench.measure(name, label, size, where, rounds=rounds, floor=floor)
+
+    _show(rows(), where, as_json)
+
+
+def search(
+    space: SpaceName = "nasbench201",
+    method: MethodName = "darts",
+    channels: Channels = "16",
+    cells: Cells = None,
+    batch: Batch = "64",
+    image_size: ImageSize = "32",
+    images: Images = 512,
+    device: Device = "auto",
+    rounds: Rounds = 3,
+    threads: Threads = 1,
+    as_json: Json = False,
+) -> None:
+    """Time an epoch of a search against a DataLoader, reference steps, and a validation pass."""
+    where = _prepare(device, threads)
+    from benchmarks import search as bench
+    from benchmarks.step import METHODS, SPACES
+
+    def rows() -> Iterator[dict[str, Any]]:
+        names = _chosen(space, SPACES, "--space")
+        methods = _chosen(method, tuple(METHODS), "--method")
+        for size, name, label in itertools.product(
+            _sizes(channels, cells, batch, image_size), names, methods
+        ):
+            _check_images(images, size.batch)
+            yield bench.measure(name, label, size, where, rounds=rounds, images=images)
+
+    _show(rows(), where, as_json)
+
+
+def pipeline(
+    batch: Batch = "64",
+    images: Images = 5000,
+    device: Device = "auto",
+    rounds: Rounds = 3,
+    threads: Threads = 1,
+    as_json: Json = False,
+) -> None:
+    """Time the input pipeline, images a second, against a DataLoader with torchvision."""
+    where = _prepare(device, threads)
+    from benchmarks import pipeline as bench
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for size in _numbers(batch, "--batch"):
+            _check_images(2 * images, size)
+            yield bench.measure(batch=size, images=images, device=where, rounds=rounds)
+
+    _show(rows(), where, as_json)
+
+
+def seeds(
+    seeds: Annotated[str, typer.Option(help="Seeds of a block; several for a curve.")] = "8",
+    space: SpaceName = "nasbench201",
+    method: MethodName = "darts",
+    channels: Channels = "16",
+    cells: Cells = None,
+    batch: Batch = "64",
+    image_size: ImageSize = "32",
+    images: Images = 256,
+    device: Device = "auto",
+    rounds: Rounds = 3,
+    threads: Threads = 1,
+    as_json: Json = False,
+) -> None:
+    """Time an epoch of a block of seeds against the same searches one after the other."""
+    where = _prepare(device, threads)
+    from benchmarks import seeds as bench
+    from benchmarks.step import METHODS, SPACES
+
+    def rows() -> Iterator[dict[str, Any]]:
+        names = _chosen(space, SPACES, "--space")
+        methods = _chosen(method, tuple(METHODS), "--method")
+        for size, name, label, count in itertools.product(
+            _sizes(channels, cells, batch, image_size), names, methods, _numbers(seeds, "--seeds")
+        ):
+            _check_images(images, size.batch)
+            yield bench.measure(name, label, size, where, seeds=count, rounds=rounds, images=images)
+
+    _show(rows(), where, as_json)
+
+
+def sweep(
+    trials: Annotated[int, typer.Option(min=2, help="Number of short searches.")] = 200,
+    epochs: Annotated[int, typer.Option(min=1, help="Of each search.")] = 3,
+    concurrent: Annotated[
+        str | None, typer.Option(help="Trials at once; several for a curve: 1,2.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run many short searches through Ray, ledger and MLflow, and say what a trial costs beside."""
+    where = _prepare("cpu", 1)
+    from benchmarks import sweep as bench
+
+    def rows() -> Iterator[dict[str, Any]]:
+        counts = [None] if concurrent is None else _numbers(concurrent, "--concurrent")
+        for count in counts:
+            yield bench.measure(trials=trials, epochs=epochs, concurrent=count)
+
+    _show(rows(), where, as_json)
+
+
+def retrain(
+    genotype: Annotated[
+        str, typer.Argument(metavar="GENOTYPE", help="As nas list genotypes says.")
+    ] = "DARTS_V2",
+    batch: Batch = "16",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a round.")] = 4,
+    device: Device = "auto",
+    rounds: Rounds = 3,
+    threads: Threads = 1,
+    as_json: Json = False,
+) -> None:
+    """Time the training of a published genotype at its published size, and its memory."""
+    where = _prepare(device, threads)
+    from benchmarks import retrain as bench
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for size in _numbers(batch, "--batch"):
+            if size < 2:
+                raise NasError("--batch must be >= 2: batch norm needs two images, got 1.")
+            yield bench.measure(genotype, size, where, rounds=rounds, steps=steps)
+
+    _show(rows(), where, as_json)
+
+
+def _prepare(device: str, threads: int) -> Any:
+    import torch
+
+    from trainables.state import resolve_device
+
+    torch.set_num_threads(threads)
+    return resolve_device(device)
+
+
+def _chosen(text: str, names: Sequence[str], option: str) -> list[str]:
+    if text == ALL:
+        return list(names)
+    if text not in names:
+        hint = near_miss(text, [*names, ALL])
+        raise NasError(f"{option} must be one of {', '.join([*names, ALL])}, got {text!r}.{hint}")
+    return [text]
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise NasError(f"{option} must be whole numbers >= 1 such as 8 or 8,16, got {text!r}.")
+    return numbers
+
+
+def _sizes(channels: str, cells: str | None, batch: str, image_size: str) -> Iterator[Any]:
+    from benchmarks.step import Size
+
+    depths = [None] if cells is None else _numbers(cells, "--cells")
+    for width, depth, count, side in itertools.product(
+        _numbers(channels, "--channels"),
+        depths,
+        _numbers(batch, "--batch"),
+        _numbers(image_size, "--image-size"),
+    ):
+        yield Size(width, depth, count, side)
+
+
+def _check_images(images: int, batch: int) -> None:
+    if images < 2 * batch:
+        raise NasError(
+            f"--images must be at least two batches, one for each half, got {images} for batches "
+            f"of {batch}."
+        )
+
+
+def _show(rows: Iterable[dict[str, Any]], device: Any, as_json: bool) -> None:
+    """Print rows, a line each as soon as it is there, or one JSON array at the end."""
+    environment = _environment(device)
+    if as_json:
+        display.say_json([row | environment for row in rows])
+        return
+    for number, row in enumerate(rows):
+        if number == 0:
+            display.say(", ".join(f"{name} {value}" for name, value in environment.items()))
+        display.say("")
+        display.say(row["case"])
+        for name, text in _lines(row):
+            display.say(f"  {name:<14}{text}")
+
+
+def _lines(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if row["speedup"] is not None:
+        ours, reference = row["ours_s"], row["reference_s"]
+        yield "time", f"{ours:.4g} s, reference {reference:.4g} s (least of {row['rounds']})"
+        of_medians = f"{row['speedup_of_medians']:.2f} x of medians"
+        yield "speed-up", f"{row['speedup']:.2f} x ({of_medians})"
+    if "images_per_s" in row:
+        yield "images/s", f"{row['images_per_s']:,.0f}"
+    if "kernels" in row:
+        share = row["kernels"] / row["reference_kernels"]
+        count, theirs = f"{row['kernels']:,}", f"{row['reference_kernels']:,}"
+        yield "kernels", f"{count}, reference {theirs} ({share:.2f} x)"
+        share = row["saved_bytes"] / row["reference_saved_bytes"]
+        saved, theirs = show_bytes(row["saved_bytes"]), show_bytes(row["reference_saved_bytes"])
+        yield "saved", f"{saved}, reference {theirs} ({share:.2f} x)"
+        yield "floor", f"{row['floor_s']:.4g} s: {row['times_floor']:.1f} times that"
+    if "epoch_s" in row:
+        yield "time", f"{row['step_s']:.4g} s a step (least of {row['rounds']})"
+        yield "epoch", f"{show_time(row['epoch_s'])} for 50,000 images"
+        yield "peak memory", show_bytes(row["peak_bytes"])
+    elif row.get("peak_bytes") is not None:
+        peaks = show_bytes(row["peak_bytes"]), show_bytes(row["reference_peak_bytes"])
+        yield "peak memory", f"{peaks[0]}, reference {peaks[1]}"
+    if "times_one" in row:
+        yield "block", f"{row['times_one']:.2f} times one search"
+    if "overhead_per_trial_s" in row:
+        yield "overhead", f"{row['overhead_per_trial_s']:.3f} s a trial"
+        yield "search", f"{row['search_s']:.3f} s a trial"
+        yield "trials/hour", f"{row['trials_per_hour']:,.0f}"
+        yield "start and end", f"{row['start_and_end_s']:.1f} s"
+        yield "row", show_bytes(round(row["row_bytes"]))
+
+
+def _environment(device: Any) -> dict[str, Any]:
+    from trainables.state import Fingerprint
+
+    found = Fingerprint.of(device, "float32")
+    cores = {} if device.type == "cuda" else {"cores": os.cpu_count()}
+    return {
+        "machine": found.machine,
+        **cores,
+        "threads": found.threads,
+        "torch": found.torch,
+        "date": datetime.now(UTC).date().isoformat(),
+    }

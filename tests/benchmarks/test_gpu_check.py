@@ -1,0 +1,59 @@
+"""The checks of a GPU: on the CPU they run as they are, and with torch alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu_check
+from benchmarks.step import METHODS, SPACES
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("ray", "mlflow", "optuna", "typer", "pydantic", "orchestrator")
+
+
+def test_steps_on_two_devices_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "SPACES", SPACES[:1])
+    before = dict(METHODS)
+    found = list(gpu_check.check_equal_steps(torch.device("cpu")))
+    assert len(found) == len(METHODS)
+    assert all(check["passed"] and check["distance"] == 0 for check in found)
+    assert before == METHODS
+
+
+def test_it_needs_torch_alone_and_says_what_it_found() -> None:
+    code = (
+        "import sys, torch\n"
+        "from benchmarks import gpu_check\n"
+        "gpu_check.SPACES = gpu_check.SPACES[:1]\n"
+        "torch.cuda.is_available = lambda: False\n"
+        "status = gpu_check.main()\n"
+        f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "sys.exit(f'loaded {loaded}' if loaded else status)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert len(document["checks"]) == len(METHODS)
+    cases = [row["case"].split()[0] for row in document["rows"]]
+    assert cases == ["step"] * len(METHODS) + ["search", "seeds", "pipeline"]
+    assert "There is no GPU" in done.stdout
+
+
+def test_without_torchvision_steps_are_measured_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_check, "SPACES", SPACES[:1])
+    monkeypatch.setattr(gpu_check, "METHODS", {"darts": METHODS["darts"]})
+    monkeypatch.setattr(gpu_check, "find_spec", lambda name: None)
+    rows = list(gpu_check.measurements(torch.device("cpu"), float("inf")))
+    assert [row["case"].split()[0] for row in rows] == ["step"]
+    assert "needs torchvision" in capsys.readouterr().out
+    assert list(gpu_check.measurements(torch.device("cpu"), 0.0)) == []
