@@ -45,4 +45,5 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks
+	$(BIN)/nas bench step --space all --method all
+	$(BIN)/nas bench pipeline
