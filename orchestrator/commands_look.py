@@ -97,8 +97,9 @@ def show(
         )
     # Imported late: a wrong text is refused without waiting for torch.
     from spaces.core.cost import network_cost
+    from spaces.core.rebuilding import space_settings
 
-    name, settings = plugins.make_config("spaces", found.space)
+    name, settings = plugins.make_config("spaces", space_settings(found))
     built = plugins.load("spaces", name).build(settings, name)
     sizes = {
         "channels": channels or built.evaluation.channels,
@@ -133,6 +134,7 @@ def list_plugins(
             "selections",
             "early_stops",
             "spaces",
+            "operations",
             "datasets",
             "oracles",
             "protocols",

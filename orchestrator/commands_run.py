@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator import display, oracle_report, results
-from orchestrator.genotypes import find_genotype
+from orchestrator.genotypes import find_genotype, find_with_space
 from orchestrator.progress import Estimate, Outcome, Reporter
 from spaces.core.errors import NasError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.config import Experiment
     from orchestrator.oracle_report import OracleView
     from orchestrator.study import Study
+    from spaces.core.genotype import Genotype
 
 GOOD, TRIALS_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 DEFAULT_ROOT = Path("studies")
@@ -141,13 +143,16 @@ def retrain(
     from orchestrator import config
 
     file = Study.open(like, root).experiment_file if _is_study(like, root) else Path(like)
-    experiment = config.load_experiment(file, overrides or (), name)
+    genotype = find_with_space(what)
+    own = [] if genotype is None else _own_space(genotype, file)
+    experiment = config.load_experiment(file, [*own, *(overrides or ())], name)
     space = experiment.settings("space")["name"]
-    genotype = find_genotype(what, space)
+    if genotype is None:
+        genotype = find_genotype(what, space)
     if genotype.space != space:
         raise NasError(
-            f"{what} is a genotype of space '{genotype.space}', and {like} has space '{space}': "
-            f"give --like an experiment in '{genotype.space}', or --set space={genotype.space}."
+            f"{what} is a genotype of space '{genotype.space}', and --set asks for space "
+            f"'{space}': leave that out."
         )
     if name is None:
         experiment = experiment.model_copy(update={"name": f"retrain-{genotype.hash}"})
@@ -161,6 +166,17 @@ def retrain(
             genotype, experiment, root, command=context.obj, reporter=reporter
         )
     _finish(outcome, root, as_json)
+
+
+def _own_space(genotype: Genotype, file: Path) -> list[str]:
+    """Return what puts a genotype's space in the place of an experiment's, if that is another."""
+    from orchestrator import config
+    from spaces.core.rebuilding import space_settings
+
+    space = config.read_space(file)
+    if space == genotype.space:
+        return []  # its own settings hold
+    return [f"space={json.dumps(space_settings(genotype))}"]
 
 
 def resume_command(study_name: str, root: Path) -> str:

@@ -30,6 +30,7 @@ __all__ = [
     "load_experiment",
     "load_resolved",
     "read_overrides",
+    "read_space",
 ]
 
 _MAX_BYTES = 1_000_000
@@ -91,6 +92,17 @@ def dump(experiment: Experiment, path: str | Path) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def read_space(path: str | Path) -> str | None:
+    """Return the name of the space that an experiment file gives, unchecked; None for no one name.
+
+    Raises:
+        ConfigError: There is no such file, or it is no YAML mapping.
+    """
+    space = _read(Path(path)).get("space")
+    name = space.get("name") if isinstance(space, Mapping) else space
+    return name if isinstance(name, str) else None
 
 
 class _Loader(yaml.SafeLoader):

@@ -15,6 +15,8 @@ from spaces.core.errors import PluginSettingsError, near_miss
 
 def plain(value: Any) -> Any:
     """Return a value as JSON and YAML know it: tuples become lists."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
