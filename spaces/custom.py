@@ -6,8 +6,7 @@ import json
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from spaces.core.cell_description import Description
-from spaces.core.cell_space import CellSpace
+from spaces.core.cell_space import described_space
 from spaces.core.genotype import NONE
 
 if TYPE_CHECKING:
@@ -44,8 +43,9 @@ class Config:
         stem_multiplier: Channels of the stem, in those of the first cell.
         final_norm: Whether a batch norm and a ReLU stand before the classifier.
         pool_norm: Whether the supernet has a batch norm after pooling.
-        network_channels: Channels of the first cell of a genotype's network; None is `channels`.
-        network_cells: Cells of a genotype's network; None is `cells`.
+        network_channels: Channels of the first cell of a genotype's network, where `retrain` or a
+            command does not give them.
+        network_cells: Cells of such a network, likewise.
 
     Raises:
         ValueError: A value is out of range, or two do not go together.
@@ -76,8 +76,8 @@ class Config:
     stem_multiplier: int = 3
     final_norm: bool = False
     pool_norm: bool = True
-    network_channels: int | None = None
-    network_cells: int | None = None
+    network_channels: int = 36
+    network_cells: int = 20
 
     def __post_init__(self) -> None:
         # Here, because a Config is read without the rest of its file. It imports no torch.
@@ -89,7 +89,7 @@ class Config:
 def build(config: Config, name: str) -> Space:
     """Return the space at these settings."""
     given = {field.name: getattr(config, field.name) for field in fields(config)}
-    return CellSpace(name, config, Description(**given))
+    return described_space(name, config, **given)
 
 
 def settings_for(genotype: Genotype) -> dict[str, Any]:

@@ -31,6 +31,10 @@ _LEAST = {
     "network_cells": 1,
 }
 _OF_TYPE = ("nodes", "edges", "operations", "output", "keep")
+_OF_STACK = (
+    *("cell_types", "reduce_by", "project_inputs", "stem_multiplier", "final_norm"),
+    *("network_channels", "network_cells"),
+)
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,9 @@ class Description:
         stem_multiplier: Channels of the stem, in those of the first cell.
         final_norm: Whether a batch norm and a ReLU stand before the classifier.
         pool_norm: Whether the supernet has a batch norm after pooling.
-        network_channels: Channels of the first cell of a genotype's network; None is `channels`.
-        network_cells: Cells of a genotype's network; None is `cells`.
+        network_channels: Channels of the first cell of a genotype's network, where `retrain` or a
+            command does not give them.
+        network_cells: Cells of such a network, likewise.
 
     Raises:
         ValueError: A value is out of range or two do not go together; the message begins with the
@@ -113,7 +118,7 @@ class Description:
     operations: tuple[str, ...] = DARTS_OPERATIONS
     output: Literal["concat", "last"] = "concat"
     keep: Literal["all"] | int | tuple[int, ...] = 2
-    by_type: Mapping[str, Mapping[str, Any]] | None = None
+    by_type: dict[str, dict[str, Any]] | None = None
     cell_types: Literal["kind", "one", "stage"] = "kind"
     channels: int = 16
     cells: int = 8
@@ -123,15 +128,15 @@ class Description:
     stem_multiplier: int = 3
     final_norm: bool = False
     pool_norm: bool = True
-    network_channels: int | None = None
-    network_cells: int | None = None
+    network_channels: int = 36
+    network_cells: int = 20
 
     def __post_init__(self) -> None:
         if self.inputs not in (1, 2):
             raise ValueError(f"inputs must be 1 or 2, got {self.inputs}.")
         for key, least in _LEAST.items():
             value = getattr(self, key)
-            if value is not None and value < least:
+            if value < least:
                 raise ValueError(f"{key} must be >= {least}, got {value}.")
         for key in ("channels", "network_channels"):
             value = getattr(self, key)
@@ -341,11 +346,8 @@ class Description:
     @property
     def stack(self) -> dict[str, Any]:
         """What a network depends on besides its cells: settings from which it is built again."""
-        keys = ("cell_types", "reduce_by", "project_inputs", "stem_multiplier", "final_norm")
-        found: dict[str, Any] = {key: getattr(self, key) for key in keys}
+        found: dict[str, Any] = {key: getattr(self, key) for key in _OF_STACK}
         found["reductions"] = self.reductions
         if self.reductions != "thirds":
             found |= {"reductions": list(self.reductions), "cells": self.cells}
-        found["network_channels"] = self.network_channels or self.channels
-        found["network_cells"] = self.network_cells or self.cells
         return found

@@ -118,9 +118,7 @@ def read_keep(
 def _edge(item: Any, at: str, *, inputs: int, nodes: int) -> tuple[Edge, Any, str]:
     good = isinstance(item, list | tuple) and len(item) in (2, 3)
     if not good or any(type(node) is not int for node in item[:2]):
-        raise ValueError(
-            f"{at} must be [from, to] or [from, to, [operation, ...]], got {item!r}."
-        )
+        raise ValueError(f"{at} must be [from, to] or [from, to, [operation, ...]], got {item!r}.")
     source, target = item[:2]
     last = inputs + nodes - 1
     if not (0 <= source <= last and 0 <= target <= last):

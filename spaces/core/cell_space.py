@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from spaces.core import plugins
 from spaces.core.cell_description import CellPlan, Description
 from spaces.core.errors import SpaceError
 from spaces.core.genotype import Cell, EdgeChoice, Genotype, stack_text
@@ -35,8 +36,8 @@ class CellSpace(Space):
         super().__init__(name, config, tuple(plan.topology for plan in description.plans))
         self.description = description
         self.evaluation = Evaluation(
-            channels=description.network_channels or description.channels,
-            cells=description.network_cells or description.cells,
+            channels=description.network_channels,
+            cells=description.network_cells,
             classes=10,
         )
         self.has_auxiliary = description.halves_in_cells
@@ -146,6 +147,22 @@ class CellSpace(Space):
         """Write the JSON of `Genotype.to_json` in one line."""
         self.check(genotype)
         return json.dumps(genotype.to_json())
+
+
+def described_space(name: str, config: Any, **settings: Any) -> CellSpace:
+    """Return the space that settings describe: for a space in a file of its own.
+
+    Args:
+        name: Name of the plug-in, as `build` gets it.
+        config: Its settings, likewise.
+        settings: Any of `Description`, as in an experiment file.
+
+    Raises:
+        PluginSettingsError: A setting that there is not, or a value that cannot be.
+        SpaceError: An operation of a plug-in does not keep its contract.
+    """
+    description = plugins.typed_config(Description, settings, where=name, owner="a described space")
+    return CellSpace(name, config, description)
 
 
 def _check_kept(cell: Cell, plan: CellPlan, space: str) -> None:

@@ -6,7 +6,9 @@ from torch import nn
 
 from spaces.core.operations import build_operation
 
-SOURCE = "Liu et al., DARTS, ICLR 2019; Dong & Yang, NAS-Bench-201, ICLR 2020; Zela et al., ICLR 2020"
+SOURCE = (
+    "Liu et al., DARTS, ICLR 2019; Dong & Yang, NAS-Bench-201, ICLR 2020; Zela et al., ICLR 2020"
+)
 EXPORTS = {
     "none": "No connection.",
     "noise": "Standard normal noise in place of the node, drawn anew in every pass.",

@@ -20,6 +20,16 @@ SPACES: dict[str, dict[str, Any]] = {
     "darts": {"name": "darts", "channels": 2, "cells": 3},
     "darts_per_cell": {"name": "darts_per_cell", "channels": 2, "cells": 3},
     "nasbench1shot1_1": {"name": "nasbench1shot1_1", "channels": 2, "cells": 3},
+    "custom": {
+        "name": "custom",
+        "channels": 2,
+        "cells": 2,
+        "reductions": [1],
+        "nodes": 2,
+        "edges": [[0, 2], [1, 2], [0, 3], [1, 3], [2, 3]],
+        "operations": ["none", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "sep_conv_3x3"],
+        "keep": [1, 2],
+    },
 }
 ODD_SPACES: dict[str, dict[str, Any]] = {
     "s1": {"name": "s1", "channels": 2, "cells": 3},
