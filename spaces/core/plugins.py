@@ -393,7 +393,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
 
 
 def _alternative(value: Any, hints: Sequence[Any]) -> Any:
-    """Return the one of several types that a value is to be read as; None where it is no word."""
+    """Return the one of several types that a value is to be read as; None where it is none."""
     rest = [hint for hint in hints if hint is not type(None)]
     if len(rest) == 1:
         return rest[0]
@@ -403,7 +403,9 @@ def _alternative(value: Any, hints: Sequence[Any]) -> Any:
     lists = [hint for hint in rest if typing.get_origin(hint) is tuple]
     if lists and isinstance(value, list | tuple):
         return lists[0]
-    return next((hint for hint in rest if hint not in [*words, *lists]), None)
+    others = [hint for hint in rest if hint not in [*words, *lists]]
+    fitting = [hint for hint in others if isinstance(value, hint) and not isinstance(value, bool)]
+    return fitting[0] if fitting else None
 
 
 def _expected(hint: Any) -> str:
