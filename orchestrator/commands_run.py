@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 GOOD, TRIALS_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 DEFAULT_ROOT = Path("studies")
+_DARTS_STACKS = {"darts", "s1", "s2", "s3", "s4"}  # a retraining's settings mean the same in them
 
 Root = Annotated[
     Path,
@@ -144,15 +145,15 @@ def retrain(
 
     file = Study.open(like, root).experiment_file if _is_study(like, root) else Path(like)
     genotype = find_with_space(what)
-    own = [] if genotype is None else _own_space(genotype, file)
+    own = [] if genotype is None else _own_network(what, genotype, file)
     experiment = config.load_experiment(file, [*own, *(overrides or ())], name)
     space = experiment.settings("space")["name"]
     if genotype is None:
         genotype = find_genotype(what, space)
     if genotype.space != space:
         raise NasError(
-            f"{what} is a genotype of space '{genotype.space}', and --set asks for space "
-            f"'{space}': leave that out."
+            f"{what} is a genotype of space '{genotype.space}', and {like} has space '{space}': "
+            f"give --like an experiment in '{genotype.space}', or --set space={genotype.space}."
         )
     if name is None:
         experiment = experiment.model_copy(update={"name": f"retrain-{genotype.hash}"})
@@ -168,15 +169,27 @@ def retrain(
     _finish(outcome, root, as_json)
 
 
-def _own_space(genotype: Genotype, file: Path) -> list[str]:
-    """Return what puts a genotype's space in the place of an experiment's, if that is another."""
+def _own_network(what: str, genotype: Genotype, file: Path) -> list[str]:
+    """Return what puts a genotype's space, and its published size, in the place of an experiment's.
+
+    What the file says of the size holds, and so does its space unless settings of a retraining mean
+    the same in that of the genotype, or the genotype says its stack itself.
+    """
     from orchestrator import config
+    from spaces.core.named import network_of
     from spaces.core.rebuilding import space_settings
 
-    space = config.read_space(file)
-    if space == genotype.space:
-        return []  # its own settings hold
-    return [f"space={json.dumps(space_settings(genotype))}"]
+    document = config.read_document(file)
+    space, given = document.get("space"), document.get("retrain")
+    name = space.get("name") if isinstance(space, Mapping) else space
+    alike = genotype.stack or {name, genotype.space} <= _DARTS_STACKS
+    words = []
+    if name != genotype.space and alike:
+        words.append(f"space={json.dumps(space_settings(genotype))}")
+    if isinstance(given, Mapping) and "consistent" not in (given.get("protocol"), *given):
+        size = {key: network_of(what).get(key) for key in ("channels", "cells")}
+        words += [f"retrain.{key}={n}" for key, n in size.items() if n and key not in given]
+    return words
 
 
 def resume_command(study_name: str, root: Path) -> str:

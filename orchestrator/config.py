@@ -29,8 +29,8 @@ __all__ = [
     "json_schema",
     "load_experiment",
     "load_resolved",
+    "read_document",
     "read_overrides",
-    "read_space",
 ]
 
 _MAX_BYTES = 1_000_000
@@ -51,7 +51,7 @@ def load_experiment(
         ConfigError: Everything that is wrong, one line each.
     """
     path = Path(path)
-    document = _read(path)
+    document = read_document(path)
     problems = Problems()
     for override in overrides:
         _override(document, override, problems)
@@ -69,7 +69,7 @@ def load_resolved(path: str | Path) -> Experiment:
         ConfigError: It has been changed by hand, and wrongly.
     """
     problems = Problems()
-    experiment = check_experiment(_read(Path(path)), problems, resolved=True)
+    experiment = check_experiment(read_document(Path(path)), problems, resolved=True)
     if experiment is None or problems:
         raise ConfigError(_report(Path(path), (), problems))
     return experiment
@@ -92,17 +92,6 @@ def dump(experiment: Experiment, path: str | Path) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def read_space(path: str | Path) -> str | None:
-    """Return the name of the space that an experiment file gives, unchecked; None for no one name.
-
-    Raises:
-        ConfigError: There is no such file, or it is no YAML mapping.
-    """
-    space = _read(Path(path)).get("space")
-    name = space.get("name") if isinstance(space, Mapping) else space
-    return name if isinstance(name, str) else None
 
 
 class _Loader(yaml.SafeLoader):
@@ -164,8 +153,8 @@ def _short_tag(tag: str) -> str:
     return tag.replace("tag:yaml.org,2002:", "!!")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file.
+def read_document(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file, unchecked.
 
     Raises:
         ConfigError: There is no such file, or it is no YAML mapping.
