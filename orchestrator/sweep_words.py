@@ -106,7 +106,10 @@ def type_name(hint: Any) -> str:
         return "one of " + ", ".join(str(argument) for argument in arguments)
     if typing.get_origin(hint) is tuple:
         return "a list"
-    return " or ".join("null" if a is type(None) else type_name(a) for a in arguments)
+    if typing.get_origin(hint) is dict:
+        return "a mapping"
+    names = ("null" if a is type(None) else type_name(a) for a in arguments)
+    return " or ".join(name.removeprefix("one of ") for name in names)
 
 
 def check_list(values: Any, at: str) -> None:

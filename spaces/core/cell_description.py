@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from spaces.core import cell_edges
-from spaces.core.genotype import NONE
-from spaces.core.layout import CellLayer, CellTopology, Layout, ResidualLayer
+from spaces.core.cell_plan import CellPlan
+from spaces.core.cell_stack import stacked
+from spaces.core.layout import CellTopology, Layout
 
 DARTS_OPERATIONS = (
     "none",
@@ -35,45 +35,6 @@ _OF_STACK = (
     *("cell_types", "reduce_by", "project_inputs", "stem_multiplier", "final_norm"),
     *("network_channels", "network_cells"),
 )
-
-
-@dataclass(frozen=True)
-class CellPlan:
-    """One cell type of a described space.
-
-    Attributes:
-        topology: Its edges and operations; edges are in the order of targets, then of sources.
-        keep: Edges kept into each inner node, in order.
-        keeps_all: Whether every edge is kept; `none` can then be chosen as any other operation.
-    """
-
-    topology: CellTopology
-    keep: tuple[int, ...]
-    keeps_all: bool
-
-    @property
-    def inner(self) -> range:
-        """The inner nodes."""
-        return range(self.topology.num_inputs, self.topology.num_inputs + len(self.keep))
-
-    def rows_into(self, node: int) -> list[int]:
-        """Return the rows of the edges that lead into a node."""
-        return [row for row, (_, target) in enumerate(self.topology.edges) if target == node]
-
-    @property
-    def selectable(self) -> list[int]:
-        """Columns that a genotype can have."""
-        operations = self.topology.of_edge(0)  # `none` is in the same column of all edges
-        return [i for i, name in enumerate(operations) if self.keeps_all or name != NONE]
-
-    @property
-    def num_choices(self) -> int:
-        """Number of cells: edges kept into every node, each with an operation."""
-        per_edge = len(self.selectable)
-        return math.prod(
-            math.comb(len(self.rows_into(node)), kept) * per_edge**kept
-            for node, kept in zip(self.inner, self.keep, strict=True)
-        )
 
 
 @dataclass(frozen=True)
@@ -296,8 +257,7 @@ class Description:
         Raises:
             ValueError: There is no such stack.
         """
-        places = self.places_in(cells)
-        types = self.types_in(cells)
+        places, types = self.places_in(cells), self.types_in(cells)
         if len({*places}) < len(places) or (self.reduce_by == "block" and 0 in places):
             raise ValueError(
                 f"cells must leave {len(places)} different places for reductions, got {cells}."
@@ -308,40 +268,18 @@ class Description:
         missing = [name for name in types if name not in joined]
         if missing:
             raise ValueError(f"cells must leave out the cell type {missing[0]}, got {cells}.")
-        stem, width, auxiliary_after = self.stem_multiplier * channels, channels, None
-        # What cells read: channels, and how often images have been halved.
-        states = [(stem, 0)] * self.inputs
-        layers: list[CellLayer | ResidualLayer] = []
-        for place, name in enumerate(types):
-            halves = place in places
-            width = 2 * width if halves else width
-            if halves and self.reduce_by == "block":
-                read, level = states[-1]
-                layers.append(ResidualLayer(read, 2 * read))
-                states = [*states[1:], (2 * read, level + 1)]
-            stride = 2 if halves and self.reduce_by == "cell" else 1
-            level = states[-1][1]
-            out = width * joined[name]
-            layers.append(
-                CellLayer(
-                    cell=name,
-                    channels=width,
-                    input_channels=tuple(read for read, _ in states),
-                    input_strides=self._strides(states),
-                    stride=stride,
-                    out_channels=out,
-                )
-            )
-            if halves:
-                auxiliary_after = len(layers) - 1
-            states = [*states[1:], (out, level + (stride == 2))]
-        after = auxiliary_after if auxiliary else None
-        return Layout(in_channels, num_classes, stem, tuple(layers), self.final_norm, after)
-
-    def _strides(self, states: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-        if not self.project_inputs:
-            return ()
-        return tuple(1 if level == states[-1][1] else 2 for _, level in states)
+        stem = self.stem_multiplier * channels
+        layers = stacked(
+            [(name, joined[name], place in places) for place, name in enumerate(types)],
+            [stem] * self.inputs,
+            channels,
+            by_block=self.reduce_by == "block",
+            projected=self.project_inputs,
+        )
+        after = None
+        if auxiliary and places:  # there is one only where cells halve, so that layers are cells
+            after = places[-1]
+        return Layout(in_channels, num_classes, stem, layers, self.final_norm, after)
 
     @property
     def stack(self) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from spaces.core import plugins
-from spaces.core.cell_description import CellPlan, Description
+from spaces.core.cell_description import Description
+from spaces.core.cell_plan import CellPlan
 from spaces.core.errors import SpaceError
 from spaces.core.genotype import Cell, EdgeChoice, Genotype, stack_text
 from spaces.core.layout import Layout

@@ -179,6 +179,7 @@ def test_plugin_folders_add_to_what_is_listed(nas: Nas, tmp_path: Path) -> None:
         "methods",
         "alpha_gradients",
         "spaces",
+        "operations",
         "datasets",
         "selections",
         "oracles",

@@ -34,8 +34,12 @@ SKIP, MAX, SEP, DIL, NOR = (
     "nor_conv_3x3",
 )
 THREE, OTHER = (SKIP, MAX, SEP), (NOR, SKIP, DIL)
-# Node 3 has no edge that leaves it; nor_conv_3x3 is on some of the edges that leave node 1 alone.
-LISTED = [[1, 2, [*OTHER]], [0, 2], [2, 3], [0, 3], [1, 3, [SKIP, NOR, DIL]], [1, 4], [2, 4]]
+# No edge leaves node 2. nor_conv_3x3 is on some of the edges that leave node 1, and on all that leave
+# node 0, though in other columns.
+LISTED = [
+    *([1, 2, [*OTHER]], [0, 2, [NOR, SKIP, DIL]], [0, 3, [SKIP, MAX, NOR]]),
+    *([1, 3, [SKIP, NOR, DIL]], [3, 4], [1, 4]),
+]
 CASES: dict[str, dict[str, Any]] = {
     "listed": {
         "nodes": 3,
@@ -98,8 +102,8 @@ def reference_of(case: str, structure: Structure = PLAIN) -> DescribedReference:
     """The same space, stacked by hand: channels and strides of every projection."""
     if case == "listed":
         edges = [
-            *((0, 2, THREE), (1, 2, OTHER), (0, 3, THREE), (1, 3, (SKIP, NOR, DIL)), (2, 3, THREE)),
-            *((1, 4, THREE), (2, 4, THREE)),
+            *((0, 2, (NOR, SKIP, DIL)), (1, 2, OTHER), (0, 3, (SKIP, MAX, NOR))),
+            *((1, 3, (SKIP, NOR, DIL)), (1, 4, THREE), (3, 4, THREE)),
         ]
         kinds = {
             "normal": Plain(2, edges, (2, 3, 4)),
@@ -261,9 +265,9 @@ def test_large_images_and_auxiliary_heads_are_those_of_darts() -> None:
 
 
 def test_choices_are_counted() -> None:
-    # Normal: 1 of 2 edges into node 2, 2 of 3 into node 3 and 2 of 2 into node 4, three operations
-    # on each; reduction: 1 of 2 and 1 of 3.
-    assert small("listed").num_choices == (2 * 3) * (3 * 9) * 9 * (2 * 3) * (3 * 3)
+    # Normal: 1 of 2 edges into node 2 and 2 of 2 into nodes 3 and 4, three operations on each;
+    # reduction: 1 of 2 and 1 of 3.
+    assert small("listed").num_choices == (2 * 3) * 9 * 9 * (2 * 3) * (3 * 3)
     assert small("one_input").num_choices == 3**5
     space = small("halving")
     found = set()
