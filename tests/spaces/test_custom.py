@@ -34,8 +34,8 @@ SKIP, MAX, SEP, DIL, NOR = (
     "nor_conv_3x3",
 )
 THREE, OTHER = (SKIP, MAX, SEP), (NOR, SKIP, DIL)
-# No edge leaves node 2. nor_conv_3x3 is on some of the edges that leave node 1, and on all that leave
-# node 0, though in other columns.
+# No edge leaves node 2. nor_conv_3x3 is on some of the edges that leave node 1, and on all that
+# leave node 0, though in different columns.
 LISTED = [
     *([1, 2, [*OTHER]], [0, 2, [NOR, SKIP, DIL]], [0, 3, [SKIP, MAX, NOR]]),
     *([1, 3, [SKIP, NOR, DIL]], [3, 4], [1, 4]),
