@@ -44,14 +44,14 @@ def read(
         ]
     else:
         raise ValueError(f"{where}edges must be all or a list of [from, to], got {edges!r}.")
+    common: tuple[str, ...] = ()
+    if any(own is None for _, own, _ in written):
+        common = read_operations(operations, f"{where}operations")
     found: dict[Edge, tuple[str, ...]] = {}
     for pair, own, at in written:
         if pair in found:
             raise ValueError(f"{at} repeats the edge {_shown(pair)}.")
-        if own is None:
-            found[pair] = read_operations(operations, f"{where}operations")
-        else:
-            found[pair] = read_operations(own, f"{at}[2]")
+        found[pair] = common if own is None else read_operations(own, f"{at}[2]")
     found = dict(sorted(found.items(), key=lambda item: (item[0][1], item[0][0])))
     _check_graph([*found], inputs=inputs, nodes=nodes, last_alone=last_alone, where=where)
     _check_alike(found, where)
