@@ -84,9 +84,9 @@ def show(
 ) -> None:
     """Draw a genotype's cell and count parameters and multiply-adds of its network.
 
-    Sizes that are not given are those of the space's published evaluation network. The auxiliary
-    head is not counted; multiply-adds are those of convolutions and matrix products, for one image.
-    With --json a drawing is made only where --out is given.
+    Sizes that are not given are those of the published network, of the name or of the space. The
+    auxiliary head is not counted; multiply-adds are those of convolutions and matrix products, for
+    one image. With --json a drawing is made only where --out is given.
     """
     if out is not None and out.suffix.lower() not in {".png", ".svg"}:
         raise NasError(f"--out must end in .png or .svg, got {str(out)!r}.")
@@ -98,13 +98,15 @@ def show(
         )
     # Imported late: a wrong text is refused without waiting for torch.
     from spaces.core.cost import network_cost
+    from spaces.core.rebuilding import space_settings
 
-    name, settings = plugins.make_config("spaces", found.space)
+    name, settings = plugins.make_config("spaces", space_settings(found))
     built = plugins.load("spaces", name).build(settings, name)
+    published = named.network_of(genotype)
     sizes = {
-        "channels": channels or built.evaluation.channels,
-        "cells": built.network_cells(found, cells),
-        "classes": classes or built.evaluation.classes,
+        "channels": channels or published.get("channels", built.evaluation.channels),
+        "cells": built.network_cells(found, cells or published.get("cells")),
+        "classes": classes or published.get("classes", built.evaluation.classes),
         "image_size": image_size or built.evaluation.image_size,
     }
     cost = network_cost(built, found, **sizes, in_channels=built.evaluation.in_channels)
@@ -134,6 +136,7 @@ def list_plugins(
             "selections",
             "early_stops",
             "spaces",
+            "operations",
             "datasets",
             "oracles",
             "protocols",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator import display, oracle_report, results
-from orchestrator.genotypes import find_genotype
+from orchestrator.genotypes import find_genotype, find_with_space
 from orchestrator.progress import Estimate, Outcome, Reporter
 from spaces.core.errors import NasError
 
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from orchestrator.config import Experiment
     from orchestrator.oracle_report import OracleView
     from orchestrator.study import Study
+    from spaces.core.genotype import Genotype
 
 GOOD, TRIALS_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 DEFAULT_ROOT = Path("studies")
+_DARTS_STACKS = {"darts", "s1", "s2", "s3", "s4"}  # a retraining's settings mean the same in them
 
 Root = Annotated[
     Path,
@@ -142,9 +145,12 @@ def retrain(
     from orchestrator import config
 
     file = Study.open(like, root).experiment_file if _is_study(like, root) else Path(like)
-    experiment = config.load_experiment(file, overrides or (), name)
+    genotype = find_with_space(what)
+    own = [] if genotype is None else _own_network(what, genotype, file)
+    experiment = config.load_experiment(file, [*own, *(overrides or ())], name)
     space = experiment.settings("space")["name"]
-    genotype = find_genotype(what, space)
+    if genotype is None:
+        genotype = find_genotype(what, space)
     if genotype.space != space:
         raise NasError(
             f"{what} is a genotype of space '{genotype.space}', and {like} has space '{space}': "
@@ -163,6 +169,29 @@ def retrain(
             genotype, experiment, root, command=context.obj, reporter=reporter
         )
     _finish(outcome, root, as_json)
+
+
+def _own_network(what: str, genotype: Genotype, file: Path) -> list[str]:
+    """Return what puts a genotype's space, and its published size, in the place of an experiment's.
+
+    What the file says of the size holds, and so does its space unless settings of a retraining mean
+    the same in that of the genotype, or the genotype says its stack itself.
+    """
+    from orchestrator import config
+    from spaces.core.named import network_of
+    from spaces.core.rebuilding import space_settings
+
+    document = config.read_document(file)
+    space, given = document.get("space"), document.get("retrain")
+    name = space.get("name") if isinstance(space, Mapping) else space
+    alike = genotype.stack or {name, genotype.space} <= _DARTS_STACKS
+    words = []
+    if name != genotype.space and alike:
+        words.append(f"space={json.dumps(space_settings(genotype))}")
+    if isinstance(given, Mapping) and "consistent" not in (given.get("protocol"), *given):
+        size = {key: network_of(what).get(key) for key in ("channels", "cells")}
+        words += [f"retrain.{key}={n}" for key, n in size.items() if n and key not in given]
+    return words
 
 
 def resume_command(study_name: str, root: Path) -> str:

@@ -31,6 +31,7 @@ __all__ = [
     "json_schema",
     "load_experiment",
     "load_resolved",
+    "read_document",
     "read_overrides",
 ]
 
@@ -52,7 +53,7 @@ def load_experiment(
         ConfigError: Everything that is wrong, one line each.
     """
     path = Path(path)
-    document = _read(path)
+    document = read_document(path)
     problems = Problems()
     for override in overrides:
         _override(document, override, problems)
@@ -70,7 +71,7 @@ def load_resolved(path: str | Path) -> Experiment:
         ConfigError: It has been changed by hand, and wrongly.
     """
     problems = Problems()
-    experiment = check_experiment(_read(Path(path)), problems, resolved=True)
+    experiment = check_experiment(read_document(Path(path)), problems, resolved=True)
     if experiment is None or problems:
         raise ConfigError(_report(Path(path), (), problems))
     return experiment
@@ -154,8 +155,8 @@ def _short_tag(tag: str) -> str:
     return tag.replace("tag:yaml.org,2002:", "!!")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file.
+def read_document(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file, unchecked.
 
     Raises:
         ConfigError: There is no such file, or it is no YAML mapping.

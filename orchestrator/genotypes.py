@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,20 +30,50 @@ def find_genotype(text: str, space: str | None = None) -> Genotype:
     from spaces.core import named
     from spaces.core.text import parse
 
-    path = Path(text)
-    if len(text) < _LONGEST_PATH and _is_file(path):
+    content = _content(text)
+    if content is not None:
         try:
-            return parse(path.read_text(encoding="utf-8"), space)
-        except UnicodeDecodeError as error:
-            raise SpaceError(f"{path} is no text file: {error}") from error
+            return parse(content, space)
         except SpaceError as error:
-            raise SpaceError(f"{path}: {error}") from error
+            raise SpaceError(f"{text}: {error}") from error
     if text in named.names():
         return named.named(text)
     if any(sign in text for sign in "|{[("):
         return parse(text, space)
     hint = near_miss(text, named.names()) or " `nas list genotypes` has the names."
     raise SpaceError(f"{text!r} is no file, no official genotype text and no name.{hint}")
+
+
+def find_with_space(text: str) -> Genotype | None:
+    """Return the genotype that `text` stands for where it says its own space, else None.
+
+    A name says it, and so does JSON with `space`; the official texts may be of several spaces.
+
+    Raises:
+        SpaceError: It says its space and is no genotype.
+    """
+    from spaces.core import named
+
+    content = _content(text)
+    if content is None and text in named.names():
+        return named.named(text)
+    try:
+        document = json.loads(text if content is None else content)
+    except ValueError:
+        return None
+    says = isinstance(document, dict) and "space" in document
+    return find_genotype(text) if says else None
+
+
+def _content(text: str) -> str | None:
+    """Return what the file of that path holds; None where there is none."""
+    path = Path(text)
+    if len(text) >= _LONGEST_PATH or not _is_file(path):
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SpaceError(f"{path} is no text file: {error}") from error
 
 
 def _is_file(path: Path) -> bool:

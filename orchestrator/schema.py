@@ -209,8 +209,11 @@ def _type(hint: Any) -> Schema:
     if origin is tuple:
         return {"type": "array", "items": _type(arguments[0])}
     if origin in (typing.Union, types.UnionType):
-        rest = [argument for argument in arguments if argument is not type(None)]
-        return _or_none(_type(rest[0])) if len(rest) < len(arguments) else _type(rest[0])
+        rest = [_type(argument) for argument in arguments if argument is not type(None)]
+        one = rest[0] if len(rest) == 1 else {"anyOf": rest}
+        return _or_none(one) if len(rest) < len(arguments) else one
+    if origin is dict:
+        return {"type": "object"}
     return {"type": _TYPES[hint]} if hint in _TYPES else {}
 
 

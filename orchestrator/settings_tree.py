@@ -87,7 +87,8 @@ def check_fields(
                 values[key] = part
             continue
         try:
-            if words and isinstance(value, Mapping):
+            whole = plugins.takes_mapping(specs[key].hint) and sweep_word(value) is None
+            if words and isinstance(value, Mapping) and not whole:
                 values[key] = check_word(value, specs[key].hint, at, words)
             else:
                 values[key] = plain(checked(value, specs[key].hint, at))

@@ -15,6 +15,8 @@ from spaces.core.errors import PluginSettingsError, near_miss
 
 def plain(value: Any) -> Any:
     """Return a value as JSON and YAML know it: tuples become lists."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -104,7 +106,10 @@ def type_name(hint: Any) -> str:
         return "one of " + ", ".join(str(argument) for argument in arguments)
     if typing.get_origin(hint) is tuple:
         return "a list"
-    return " or ".join("null" if a is type(None) else type_name(a) for a in arguments)
+    if typing.get_origin(hint) is dict:
+        return "a mapping"
+    names = ("null" if a is type(None) else type_name(a) for a in arguments)
+    return " or ".join(name.removeprefix("one of ") for name in names)
 
 
 def check_list(values: Any, at: str) -> None:

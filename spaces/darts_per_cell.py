@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from spaces.core import darts_cells
 from spaces.core.errors import SpaceError
 from spaces.core.genotype import Cell, Genotype
 from spaces.core.layout import Layout
+from spaces.core.operations import without_weights
 from spaces.core.space import Evaluation, Space
 from spaces.core.text import parse
 
@@ -29,7 +31,11 @@ class Config:
         cells: Number of cells; those at a third and at two thirds are reductions. The default is
             the depth at which DARTS retrains: the paper asks for one depth in search and
             retraining. That this means 20 cells is our reading.
-        operations: 8 with `none` among the candidates, 7 without it.
+        operations: 8 with `none` among the candidates, 7 without it, or a list of their names: the
+            paper's larger space has fewer than DARTS, and which is not known to us.
+        edges: "top2" keeps the two strongest edges into every node; "fixed" has those from the two
+            nodes before it alone, in the supernet too; "all" keeps all 14. That the paper has these
+            three, and which two edges are the fixed ones, is our reading.
 
     Raises:
         ValueError: A value is out of range.
@@ -37,7 +43,8 @@ class Config:
 
     channels: int = 16
     cells: int = 20
-    operations: int = 8
+    operations: int | tuple[str, ...] = 8
+    edges: Literal["top2", "fixed", "all"] = field(default="top2", metadata={"later": True})
 
     def __post_init__(self) -> None:
         if self.channels < 2:
@@ -46,8 +53,14 @@ class Config:
             raise ValueError(
                 f"cells must be >= 3, so that both kinds of cells occur, got {self.cells}."
             )
-        if self.operations not in (7, 8):
-            raise ValueError(f"operations must be 7 or 8, got {self.operations}.")
+        if isinstance(self.operations, tuple):
+            from spaces.core.cell_edges import read_operations
+
+            read_operations(self.operations, "operations")
+            if len({*self.operations} - {"none"}) < 2:
+                raise ValueError("operations must leave a choice without none.")
+        elif self.operations not in (7, 8):
+            raise ValueError(f"operations must be 7, 8 or a list, got {self.operations}.")
 
 
 def cell_names(cells: int) -> tuple[str, ...]:
@@ -62,28 +75,42 @@ class DartsPerCell(Space):
     network. Genotypes of any depth are taken, whatever the depth of this supernet.
 
     Source:
-        Bi et al., arXiv 1910.11831, the larger space, in its basic form. The two strongest edges
-        into every node are kept, as in DARTS. Differs: the operations are those of DARTS, where the
-        paper's larger space has fewer, and there is neither edge normalisation nor a choice of
-        fixed or all edges (our reading of secondary sources; the paper has released no text form of
-        genotypes, so ours is JSON).
+        Bi et al., arXiv 1910.11831, the larger space, as we read secondary sources. Its edge
+        normalisation is that of PC-DARTS, and a matter of the method: `pc_darts` with
+        `partial_channels: 1` and the alpha gradient `amended`. Differs: the operations are those of
+        DARTS unless listed. The paper has released no text form of genotypes; ours is JSON.
     """
 
     has_auxiliary = True
     has_imagenet_stem = True
 
     def __init__(self, name: str, config: Config) -> None:
-        names = cell_names(config.cells)
+        operations = config.operations
+        if isinstance(operations, int):
+            operations = darts_cells.last_operations(operations)
+        nearest = config.edges == "fixed"
         super().__init__(
-            name, config, tuple(darts_cells.topology(cell, config.operations) for cell in names)
+            name,
+            config,
+            tuple(
+                darts_cells.topology_of(cell, operations, nearest=nearest)
+                for cell in cell_names(config.cells)
+            ),
         )
+        every = dict.fromkeys(operations)
+        self.parameter_free = frozenset(op for op in every if without_weights(op))
+        self.skip_operation = "skip_connect" if "skip_connect" in every else None
+        self._keep_all = config.edges == "all"
         # Width and classes are those of DARTS; depth is no choice after the search.
         self.evaluation = Evaluation(channels=36, cells=config.cells, classes=10)
 
     @property
     def num_choices(self) -> int:
         """Number of genotypes."""
-        return math.prod(darts_cells.num_choices(topology) for topology in self.topologies)
+        return math.prod(
+            darts_cells.num_choices(topology, keep_all=self._keep_all)
+            for topology in self.topologies
+        )
 
     def search_size(self) -> tuple[int, int]:
         """Return channels of the first cell and number of cells of the supernet."""
@@ -136,12 +163,14 @@ class DartsPerCell(Space):
         return darts_cells.selectable(self.operations[name])
 
     def choose(self, name: str, op_weights: Tensor) -> Cell:
-        """Keep the two strongest edges into every node, each with its strongest operation.
+        """Keep two edges into every node or all, as set, each with its strongest operation.
 
         The strength of an edge is its largest op weight other than that of `none`; ties go to the
         lower index, of edges as of operations.
         """
-        return darts_cells.choose_cell(name, self.topology(name), op_weights)
+        return darts_cells.choose_cell(
+            name, self.topology(name), op_weights, keep_all=self._keep_all
+        )
 
     def check(self, genotype: Genotype) -> None:
         """Raise SpaceError, with what is wrong, where a genotype is not one of this space.
@@ -159,8 +188,8 @@ class DartsPerCell(Space):
             DartsPerCell(self.name, replace(self.config, cells=depth)).check(genotype)
 
     def check_cell(self, cell: Cell) -> None:
-        """Raise SpaceError unless two edges lead into each of nodes 2 to 5."""
-        darts_cells.check_cell(cell, self.name)
+        """Raise SpaceError unless two edges, or all, lead into each of nodes 2 to 5."""
+        darts_cells.check_cell(cell, self.name, keep_all=self._keep_all)
 
     def parse(self, text: str) -> Genotype:
         """Read the JSON of `Genotype.to_json`."""
@@ -191,3 +220,15 @@ class DartsPerCell(Space):
 def build(config: Config, name: str) -> Space:
     """Return the space at these settings."""
     return DartsPerCell(name, config)
+
+
+def settings_for(genotype: Genotype) -> dict[str, Any]:
+    """Return settings of a space that a genotype is of: its edges, and operations not of DARTS."""
+    settings: dict[str, Any] = {}
+    if darts_cells.keeps_all(genotype.cells[0]):
+        settings["edges"] = "all"
+    shipped = darts_cells.last_operations(8)
+    used = {edge.operation for cell in genotype.cells for edge in cell.edges}
+    if not used <= {*shipped}:
+        settings["operations"] = [*shipped, *sorted(used - {*shipped})]
+    return settings

@@ -39,6 +39,7 @@ DARTS_OPS = (
 
 class NasBench201Cell(CellOfEdges):
     stride = 1
+    pre = ()
 
     def __init__(self, c: int, structure: Structure) -> None:
         super().__init__()
@@ -193,9 +194,10 @@ def matched(engine: Supernet, reference: nn.Module) -> Iterator[Part]:
                 yield from _conv_norm(name, block, plain)
             yield from _conv(name, ours.shortcut, theirs.down[1])
             continue
-        if isinstance(theirs, DartsCell):
+        projections = (theirs.pre0, theirs.pre1) if isinstance(theirs, DartsCell) else theirs.pre
+        if projections:
             for ours_in, theirs_in in zip(
-                trunk.projections[index].projections, (theirs.pre0, theirs.pre1), strict=True
+                trunk.projections[index].projections, projections, strict=True
             ):
                 match = _halve if isinstance(theirs_in, Halve) else _conv_norm
                 yield from match(f"{name}.projection", ours_in, theirs_in)
@@ -250,6 +252,8 @@ def _operation(
         ours = mix.edge_operations[op_name][index]
         if isinstance(plain, Halve):
             yield from _halve(name, ours, plain)
+        elif op_name.startswith("nor_conv"):
+            yield from _conv_norm(name, ours, plain)
         elif op_name.startswith("dil"):
             yield from _depthwise(name, ours, plain)
         else:

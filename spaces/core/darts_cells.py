@@ -14,6 +14,7 @@ from spaces.core.layout import CellLayer, CellTopology, Layout
 NORMAL, REDUCTION = "normal", "reduction"
 
 _NODES = range(2, 6)
+_KEPT = 2
 _EDGES = tuple((source, target) for target in _NODES for source in range(target))
 _OPERATIONS = (
     "none",
@@ -30,15 +31,32 @@ _STEM_MULTIPLIER = 3
 
 def topology(name: str, num_ops: int) -> CellTopology:
     """Return the cell of 4 nodes and 14 edges, with 8 operations or the last 7, without `none`."""
-    return topology_of(name, _OPERATIONS[-num_ops:])
+    return topology_of(name, last_operations(num_ops))
+
+
+def last_operations(num_ops: int) -> tuple[str, ...]:
+    """Return the 8 operations, or the last 7 of them, without `none`."""
+    return _OPERATIONS[-num_ops:]
 
 
 def topology_of(
-    name: str, operations: Sequence[str], by_edge: Sequence[tuple[str, ...]] | None = None
+    name: str,
+    operations: Sequence[str],
+    by_edge: Sequence[tuple[str, ...]] | None = None,
+    *,
+    nearest: bool = False,
 ) -> CellTopology:
-    """Return the cell of 4 nodes and 14 edges with other candidates, of all edges or of each."""
+    """Return the cell of 4 nodes and 14 edges with other candidates, of all edges or of each.
+
+    Args:
+        name: Cell type.
+        operations: Candidate operations of all edges; with `by_edge` all that any edge has.
+        by_edge: Those of each edge.
+        nearest: Whether it has only the 8 edges from the two nodes before each node.
+    """
     own = None if by_edge is None else tuple(by_edge)
-    return CellTopology(name, 2, _EDGES, tuple(operations), tuple(_NODES), True, own)
+    edges = tuple(edge for edge in _EDGES if not nearest or edge[1] - edge[0] <= _KEPT)
+    return CellTopology(name, 2, edges, tuple(operations), tuple(_NODES), True, own)
 
 
 def selectable(operations: Sequence[str]) -> list[int]:
@@ -46,7 +64,9 @@ def selectable(operations: Sequence[str]) -> list[int]:
     return [index for index, operation in enumerate(operations) if operation != NONE]
 
 
-def choose_cell(name: str, topology: CellTopology, op_weights: Tensor) -> Cell:
+def choose_cell(
+    name: str, topology: CellTopology, op_weights: Tensor, *, keep_all: bool = False
+) -> Cell:
     """Keep the two strongest edges into every node, each with its strongest operation.
 
     The strength of an edge is its largest op weight other than that of `none`; ties go to the
@@ -56,6 +76,7 @@ def choose_cell(name: str, topology: CellTopology, op_weights: Tensor) -> Cell:
         name: Cell type.
         topology: Whose candidate operations the columns of the op weights are.
         op_weights: `(num_edges, num_ops)`; only their order matters.
+        keep_all: Whether to keep every edge instead.
     """
     columns = selectable(topology.of_edge(0))  # `none` is a candidate of all edges or of none
     strength, best = op_weights[:, columns].max(1)
@@ -64,22 +85,44 @@ def choose_cell(name: str, topology: CellTopology, op_weights: Tensor) -> Cell:
     strengths = strength.tolist()
     kept = []
     for node in _NODES:
-        rows = [row for row, (_, target) in enumerate(_EDGES) if target == node]
-        for row in sorted(rows, key=lambda row: (-strengths[row], row))[:2]:
+        rows = [row for row, (_, target) in enumerate(topology.edges) if target == node]
+        strongest = sorted(rows, key=lambda row: (-strengths[row], row))
+        for row in strongest if keep_all else strongest[:_KEPT]:
             operation = topology.of_edge(row)[columns[int(best[row])]]
-            kept.append(EdgeChoice(*_EDGES[row], operation))
+            kept.append(EdgeChoice(*topology.edges[row], operation))
     return Cell(name, tuple(kept), tuple(_NODES))
 
 
-def num_choices(topology: CellTopology) -> int:
-    """Return the number of cells: two edges into every node, each with an operation but `none`."""
+def num_choices(topology: CellTopology, *, keep_all: bool = False) -> int:
+    """Return the number of cells: two edges into every node, each with an operation but `none`.
+
+    Args:
+        topology: Edges and candidates.
+        keep_all: Whether every edge is kept instead of two.
+    """
     per_edge = len(selectable(topology.of_edge(0)))
-    return math.prod(math.comb(node, 2) * per_edge**2 for node in _NODES)
+    targets = [target for _, target in topology.edges]
+    arriving = [targets.count(node) for node in _NODES]
+    if keep_all:
+        return per_edge ** sum(arriving)
+    return math.prod(math.comb(count, _KEPT) * per_edge**_KEPT for count in arriving)
 
 
-def check_cell(cell: Cell, space: str) -> None:
-    """Raise SpaceError unless two edges lead into each of nodes 2 to 5."""
+def keeps_all(cell: Cell) -> bool:
+    """Say whether a cell has all 14 edges, and not two into every node."""
+    return len(cell.edges) == len(_EDGES)
+
+
+def check_cell(cell: Cell, space: str, *, keep_all: bool = False) -> None:
+    """Raise SpaceError unless two edges lead into each of nodes 2 to 5, or all 14 edges do."""
     targets = [edge.target for edge in cell.edges]
+    if keep_all:
+        if tuple((edge.source, edge.target) for edge in cell.edges) != _EDGES:
+            raise SpaceError(
+                f"Cell '{cell.name}' of '{space}' must have each of the 14 edges once, got edges "
+                f"into {targets}."
+            )
+        return
     if targets != [node for node in _NODES for _ in range(2)]:
         raise SpaceError(
             f"Cell '{cell.name}' of '{space}' must have two edges into each of the nodes "

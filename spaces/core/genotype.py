@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -73,10 +72,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Genotype:
-    """The discrete architecture that a search finds: one cell for each cell type of a space."""
+    """The discrete architecture that a search finds: one cell for each cell type of a space.
+
+    Attributes:
+        space: Name of the space.
+        cells: Its cells, by cell type.
+        stack: How they are stacked, as JSON, where the space's name alone does not say it.
+    """
 
     space: str
     cells: tuple[Cell, ...]
+    stack: str = ""
 
     def cell(self, name: str) -> Cell:
         """Return the cell of a type.
@@ -92,8 +98,10 @@ class Genotype:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists and mappings, each edge as [source, target, operation]."""
+        stack = {"stack": json.loads(self.stack)} if self.stack else {}
         return {
             "space": self.space,
+            **stack,
             "cells": [
                 {
                     "name": cell.name,
@@ -120,7 +128,8 @@ class Genotype:
             raise SpaceError(
                 f"cells must have different names, got {[cell.name for cell in read]}."
             )
-        return cls(space, read)
+        stack = _value(data, "stack", dict, "genotype") if "stack" in data else {}
+        return cls(space, read, stack_text(stack))
 
     @property
     def hash(self) -> str:
@@ -133,8 +142,14 @@ class Genotype:
         hashes promise the same cost.
         """
         encoding = [self.space, sorted([cell.name, *_canonical(cell)] for cell in self.cells)]
+        encoding += [self.stack] if self.stack else []
         text = json.dumps(encoding, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def stack_text(stack: Mapping[str, Any]) -> str:
+    """Return the one text of a genotype's `stack`; empty for none."""
+    return json.dumps(stack, sort_keys=True, separators=(",", ":")) if stack else ""
 
 
 def _canonical(cell: Cell) -> list[Any]:
@@ -145,17 +160,27 @@ def _canonical(cell: Cell) -> list[Any]:
             sorted((label[edge.target], label[edge.source], edge.operation) for edge in edges),
             sorted(label[node] for node in cell.concat),
         )
-        for label in _relabelings(cell)
-        if all(label[edge.source] < label[edge.target] for edge in edges)
+        for label in _relabelings(cell, edges)
     )
     smallest_edges, concat = min(encodings)
     return [cell.num_nodes, [list(edge) for edge in smallest_edges], concat]
 
 
-def _relabelings(cell: Cell) -> Iterator[tuple[int, ...]]:
-    inputs = tuple(range(cell.num_inputs))
-    for inner in itertools.permutations(range(cell.num_inputs, cell.num_nodes)):
-        yield inputs + inner
+def _relabelings(cell: Cell, edges: Sequence[EdgeChoice]) -> Iterator[tuple[int, ...]]:
+    """Yield new numbers of all nodes, by which every one of `edges` still leads forward."""
+    inner = range(cell.num_inputs, cell.num_nodes)
+    before = {node: {e.source for e in edges if e.target == node} & {*inner} for node in inner}
+
+    def placed(order: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        if len(order) == len(inner):
+            yield order
+        for node in inner:
+            if node not in order and before[node] <= {*order}:
+                yield from placed((*order, node))
+
+    for order in placed(()):
+        places = {node: place for place, node in enumerate(order, start=cell.num_inputs)}
+        yield (*range(cell.num_inputs), *(places[node] for node in inner))
 
 
 def _cell_from_json(data: Any, where: str) -> Cell:

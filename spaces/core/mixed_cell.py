@@ -32,6 +32,7 @@ class MixedCell(nn.Module):
         self.partial_channels = structure.partial_channels
         self.mixed_channels = layer.channels // structure.partial_channels
         self.mixes = nn.ModuleList()
+        self.place_of_mix: dict[int, int] = {}  # of a node, if any edge leaves it
         for node in range(topology.num_nodes):
             rows = [row for row, (source, _) in enumerate(topology.edges) if source == node]
             if rows:
@@ -42,6 +43,7 @@ class MixedCell(nn.Module):
                     stride=layer.stride if node < topology.num_inputs else 1,
                     pool_norm=topology.pool_norm,
                 )
+                self.place_of_mix[node] = len(self.mixes)
                 self.mixes.append(mix)
 
     def forward(
@@ -68,9 +70,9 @@ class MixedCell(nn.Module):
         for node in range(self.topology.num_nodes):
             if node >= len(nodes):
                 nodes.append(self._node(node, arriving[node], bypassing[node], scales, inputs))
-            if node >= len(self.mixes):
+            if node not in self.place_of_mix:
                 continue
-            mix = cast(SourceMix, self.mixes[node])
+            mix = cast(SourceMix, self.mixes[self.place_of_mix[node]])
             source = nodes[node]
             if self.partial_channels > 1:
                 source, bypass = self._split(source.raw, mix.stride)

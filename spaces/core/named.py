@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -20,17 +20,19 @@ class Named:
     """A published genotype.
 
     Attributes:
-        space: Space that it is of. A cell of a smaller space that is one of this space too, as
-            those of S1 to S4 without noise, is given as such.
+        space: Space that it is of: where it was searched.
         summary: Method, dataset of the search and space of the search.
         source: Repository, file and name there, with the commit it was read at.
         text: Official text form of the space.
+        network: Size of the published network, where the space does not say it: `channels`, `cells`
+            and `classes`. That of S2 and S4 on CIFAR-10 is recalled and not checked.
     """
 
     space: str
     summary: str
     source: str
     text: str
+    network: Mapping[str, int] = field(default_factory=dict)
 
 
 def names() -> tuple[str, ...]:
@@ -59,6 +61,11 @@ def describe(name: str) -> Named:
         hint = near_miss(name, found) or " `nas list genotypes` has the names."
         raise SpaceError(f"There is no genotype named '{name}'.{hint}")
     return found[name]
+
+
+def network_of(text: str) -> Mapping[str, int]:
+    """Return the size of the published network of a name; empty for what is none, or says none."""
+    return _read()[text].network if text in _read() else {}
 
 
 @cache

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spaces.core import plugins
 from spaces.core.errors import SpaceError, near_miss
+from spaces.core.genotype import NONE
 from spaces.core.layers import (
     BatchNorm,
     ConvNorm,
@@ -18,9 +20,10 @@ from spaces.core.layers import (
     from_phases,
 )
 from spaces.core.mixture import Norm
+from spaces.core.own_operation import build_own
 
 NOISE = "noise"
-PARAMETER_FREE = frozenset({"none", NOISE, "skip_connect", "max_pool_3x3", "avg_pool_3x3"})
+PARAMETER_FREE = frozenset({NONE, NOISE, "skip_connect", "max_pool_3x3", "avg_pool_3x3"})
 
 
 class Skip(nn.Module):
@@ -175,7 +178,7 @@ _BUILDERS: Mapping[str, Callable[[int, int, bool], nn.Module]] = {
 
 
 def build_operation(name: str, channels: int, *, stride: int, affine: bool) -> nn.Module:
-    """Build an operation other than `none`; called as `operation(source, norm)`.
+    """Build an operation other than `none`, a plug-in's too; called as `operation(source, norm)`.
 
     Args:
         name: Name of the operation.
@@ -184,8 +187,18 @@ def build_operation(name: str, channels: int, *, stride: int, affine: bool) -> n
         affine: Whether its batch norms have weights of their own.
 
     Raises:
-        SpaceError: There is no such operation.
+        SpaceError: There is no such operation, or a plug-in's does not keep the contract.
     """
     if name not in _BUILDERS:
-        raise SpaceError(f"There is no operation '{name}'.{near_miss(name, _BUILDERS)}")
+        known = plugins.available("operations")
+        if name not in known or name == NONE:
+            raise SpaceError(f"There is no operation '{name}'.{near_miss(name, known)}")
+        return build_own(name, channels, stride=stride, affine=affine)
     return _BUILDERS[name](channels, stride, affine)
+
+
+def without_weights(name: str) -> bool:
+    """Say whether an operation has no weights at stride 1, where a collapsed search takes it."""
+    if name in PARAMETER_FREE or name in _BUILDERS:
+        return name in PARAMETER_FREE
+    return not list(build_own(name, 2, stride=1, affine=False).parameters())

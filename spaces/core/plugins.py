@@ -22,7 +22,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -37,6 +37,7 @@ PACKAGES: Mapping[str, str] = {
     "selections": "trainables.selection",
     "early_stops": "trainables.early_stopping",
     "datasets": "trainables.datasets",
+    "operations": "spaces.operations",
     "oracles": "spaces.oracles",
     "protocols": "trainables.protocols",
 }
@@ -48,9 +49,11 @@ _SINGULAR = {
     "selections": "selection",
     "early_stops": "early_stop",
     "datasets": "dataset",
+    "operations": "operation",
     "oracles": "oracle",
     "protocols": "protocol",
 }
+_WITHOUT_SETTINGS = frozenset({"operations"})  # a file of these kinds needs no Config
 _CONSTANTS = frozenset({"EXPORTS", "SOURCE", "RESULTS_VERSION", "PROVIDES", "SPACES"})
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,6 +82,11 @@ class Slot:
             for name in available(self.kind)
             if self.provides in (None, *describe(self.kind, name).provides)
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoSettings:
+    """The settings of a plug-in of a kind that has none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,14 +358,23 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        rest = [argument for argument in arguments if argument is not type(None)]
-        return coerce(value, rest[0], where)
+        chosen = _alternative(value, arguments)
+        if chosen is None:
+            expected = " or ".join(_expected(argument) for argument in arguments)
+            raise PluginSettingsError(f"{where} must be {expected}, got {value!r}.")
+        return coerce(value, chosen, where)
     if origin is typing.Literal:
         if value in arguments and not isinstance(value, bool):
             return value
         choices = ", ".join(str(argument) for argument in arguments)
         miss = near_miss(str(value), [str(argument) for argument in arguments])
         raise PluginSettingsError(f"{where} must be one of {choices}, got {value!r}.{miss}")
+    if hint is Any:
+        return value
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise PluginSettingsError(f"{where} must be a mapping, got {value!r}.")
+        return {key: coerce(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise PluginSettingsError(f"{where} must be a list, got {value!r}.")
@@ -373,6 +390,33 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         return value
     expected = getattr(hint, "__name__", str(hint))
     raise PluginSettingsError(f"{where} must be {expected}, got {value!r}.{number_hint(value)}")
+
+
+def _alternative(value: Any, hints: Sequence[Any]) -> Any:
+    """Return the one of several types that a value is to be read as; None where it is none."""
+    rest = [hint for hint in hints if hint is not type(None)]
+    if len(rest) == 1:
+        return rest[0]
+    words = [hint for hint in rest if typing.get_origin(hint) is typing.Literal]
+    if isinstance(value, str) and words:
+        return next((hint for hint in words if value in typing.get_args(hint)), None)
+    lists = [hint for hint in rest if typing.get_origin(hint) is tuple]
+    if lists and isinstance(value, list | tuple):
+        return lists[0]
+    others = [hint for hint in rest if hint not in [*words, *lists]]
+    fitting = [hint for hint in others if isinstance(value, hint) and not isinstance(value, bool)]
+    return fitting[0] if fitting else None
+
+
+def _expected(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(str(word) for word in typing.get_args(hint))
+    return "a list" if typing.get_origin(hint) is tuple else str(getattr(hint, "__name__", hint))
+
+
+def takes_mapping(hint: Any) -> bool:
+    """Say whether a value of a type is a mapping, or can be one."""
+    return dict in (typing.get_origin(hint), *map(typing.get_origin, typing.get_args(hint)))
 
 
 def number_hint(value: Any) -> str:
@@ -441,6 +485,8 @@ def _read(kind: str, module: str, path: Path, _mtime_ns: int) -> tuple[PluginInf
     # Several names may have a summary each: {"name": "what it is"}.
     summaries = exports if isinstance(exports, Mapping) else dict.fromkeys(exports, summary)
     own = _config_class(tree, path)
+    if own is None and kind in _WITHOUT_SETTINGS:
+        own = _NoSettings
     if own is None:
         return ()
     provides = tuple(constants.get("PROVIDES", ()))

@@ -10,10 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from spaces.core.errors import SpaceError
 from spaces.core.layers import BatchNorm, ConvNorm, FactorizedReduce, Source
 from spaces.core.mixture import Norm
 from spaces.core.operations import NOISE, DilatedConv, build_operation, is_pool, noise_like, pool
+from spaces.core.own_operation import OwnOperation
 
 _DENSE = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 
@@ -129,13 +129,9 @@ class SourceMix(nn.Module):
                     channels, len(self.rows) * channels, kernel, stride=stride, affine=False
                 )
                 for name, kernel in _DENSE.items()
-                if name in self.candidates
+                if self._on_all_edges(name)
             }
         )
-        if any(len(self.candidates[name]) < len(self.rows) for name in self.dense):
-            raise SpaceError(
-                f"All edges that leave a node must have {', '.join(self.dense)} if one of them has."
-            )
         shared = {"none", NOISE, *self.pools, *self.dense, *(["skip_connect"] * self.skips)}
         self.edge_operations = nn.ModuleDict(
             {
@@ -148,6 +144,11 @@ class SourceMix(nn.Module):
                 if name not in shared
             }
         )
+
+    def _on_all_edges(self, name: str) -> bool:
+        # In one column of all edges it is one wide convolution; elsewhere one for each edge.
+        pairs = self.candidates.get(name, ())
+        return len(pairs) == len(self.rows) and len({column for _, column in pairs}) == 1
 
     def add_auxiliary_skips(self) -> None:
         """Give every edge the weights of its auxiliary skip branch; at stride 1 it has none."""
@@ -224,6 +225,9 @@ class SourceMix(nn.Module):
             for (index, column), operation in zip(self.candidates[name], operations, strict=True):
                 into, scale = outputs[index], mine[index]
                 if not scale.runs(column):
+                    continue
+                if isinstance(operation, OwnOperation):
+                    into.weighted.append((scale.scalars[column], operation(source, norm)))
                     continue
                 vector = scale.vectors[column]
                 if self.stride == 1 and source.has_phases and isinstance(operation, DilatedConv):

@@ -62,6 +62,7 @@ class Space(ABC):
         has_imagenet_stem: Whether its networks can have the stem for large images.
         parameter_free: Operations without weights, whose dominance marks a collapsed search.
         skip_operation: Name of the skip connection; None where there is none.
+        stack: What a genotype says of its stack besides the name of the space; often nothing.
     """
 
     evaluation: Evaluation
@@ -70,6 +71,7 @@ class Space(ABC):
     has_edges: bool = True
     parameter_free: frozenset[str] = PARAMETER_FREE
     skip_operation: str | None = "skip_connect"
+    stack: str = ""
 
     def __init__(self, name: str, config: Any, topologies: tuple[CellTopology, ...]) -> None:
         self.name = name
@@ -314,7 +316,7 @@ class Space(ABC):
                 raise SpaceError(
                     f"op_weights['{name}'] must be finite, got {values[name].tolist()}."
                 )
-        return Genotype(self.name, self.choose_cells(values))
+        return Genotype(self.name, self.choose_cells(values), self.stack)
 
     def choose_cells(self, op_weights: Mapping[str, Tensor]) -> tuple[Cell, ...]:
         """Return the cells that checked op weights, each `(num_edges, num_ops)`, stand for."""
@@ -347,6 +349,11 @@ class Space(ABC):
         if genotype.space != self.name:
             raise SpaceError(
                 f"The genotype is one of space '{genotype.space}', not of '{self.name}'."
+            )
+        if genotype.stack != self.stack:
+            raise SpaceError(
+                f"The genotype's cells are stacked as {genotype.stack or 'it does not say'}, and "
+                f"those of this space '{self.name}' as {self.stack or 'its name says'}."
             )
         names = tuple(cell.name for cell in genotype.cells)
         if sorted(names) != sorted(self.cell_types):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from orchestrator import cli, commands_run
 from orchestrator.progress import Estimate, Outcome, Progress, TrialPlan
@@ -19,6 +20,7 @@ from orchestrator.study import Study
 from spaces.core import named
 from spaces.core.plugins import ENVIRONMENT_VARIABLE
 from tests.orchestrator.fake_study import CELL, YAML, fill, make_study, search_row
+from tests.spaces.helpers import space_of
 from tests.spaces.tables import columns201, write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,6 +179,7 @@ def test_plugin_folders_add_to_what_is_listed(nas: Nas, tmp_path: Path) -> None:
         "methods",
         "alpha_gradients",
         "spaces",
+        "operations",
         "datasets",
         "selections",
         "oracles",
@@ -515,6 +518,80 @@ def test_retrain_of_a_study_and_of_a_genotype(
     assert nas("retrain", STRING, "--like", "tiny", "--set", "retrain.epochs=7")[0] == 0
     digest = json.loads(nas("show", STRING, "--channels", "4", "--cells", "1", "--json")[1])["hash"]
     assert seen == ["tiny", (digest, f"retrain-{digest}", 7)]
+
+
+CUSTOM = {"name": "custom", "nodes": 2, "cells": 2, "reductions": [1], "keep": 1}
+LIKES = {
+    "of_darts": "space: darts\nretrain: {protocol: darts_cifar, epochs: 1}\n",
+    "of_s2": "space: {name: s2, cells: 4}\nretrain: {epochs: 1, channels: 8}\n",
+    "consistent": "space: darts\nretrain: {consistent: true}\n",
+    "of_custom": f"space: {json.dumps(CUSTOM)}\nretrain: {{epochs: 1, channels: 4}}\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "like", "space", "size"),
+    [
+        ("DARTS_V2", "of_darts", "darts", (36, 20)),
+        ("SDARTS_c10_s1_random", "of_darts", "s1", (36, 20)),
+        ("darts_pt_s2_1", "of_darts", "s2", (16, 20)),
+        ("SDARTS_c100_s3_pgd", "of_darts", "s3", (16, 8)),
+        ("DARTS_minus_cifar10_s4_1", "of_darts", "s4", (16, 20)),
+        ("SDARTS_c10_s1_random", "of_s2", "s1", (8, 20)),
+        ("darts_pt_s2_1", "of_s2", "s2", (8, 20)),
+        ("darts_pt_s2_1", "consistent", "s2", None),
+        ("own.json", "of_darts", "custom", (36, 20)),
+        ("own.json", "of_custom", "custom", (4, None)),
+    ],
+)
+def test_retrain_takes_space_and_size_from_a_published_name(
+    nas: Nas,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    like: str,
+    space: str,
+    size: tuple[int | None, int | None] | None,
+) -> None:
+    rest = "name: like\ndataset: digits\nmethod: darts\nsearch: {epochs: 1, batch_size: 64}\n"
+    Path("like.yaml").write_text(LIKES[like] + rest)
+    own = space_of(CUSTOM)
+    zeros = {key: torch.zeros(shape) for key, shape in own.alpha_shapes().items()}
+    Path("own.json").write_text(json.dumps(own.discretize(zeros).to_json()))
+    seen: list[Any] = []
+
+    def retrain_genotype(genotype: Any, experiment: Any, root: Path, **rest: Any) -> Outcome:
+        seen.append((genotype, experiment))
+        Study.create(root, experiment, "nas")
+        return Outcome(experiment.name, finished=1)
+
+    fake_runner(monkeypatch, retrain_genotype=retrain_genotype)
+    code, _, err = nas("retrain", name, "--like", "like.yaml")
+    assert code == 0, err
+    ((genotype, experiment),) = seen
+    assert genotype.space == experiment.settings("space")["name"] == space
+    settings = experiment.settings("space")
+    space_of(settings).check(genotype)
+    if like == "of_s2" and space == "s2":
+        assert settings["cells"] == 4  # the file's own
+    if size is not None:
+        trained = experiment.retrain.settings
+        assert (trained.channels, trained.cells) == size
+    seen.clear()
+    code, _, err = nas("retrain", name, "--like", "like.yaml", "--set", "space=nasbench201")
+    assert code == 2
+    assert "like.yaml has space 'nasbench201'" in err
+
+
+def test_show_takes_the_published_size_of_a_name(nas: Nas) -> None:
+    for name, space, size in (
+        ("SDARTS_svhn_s2_pgd", "s2", (16, 8, 10)),
+        ("DARTS_minus_cifar100_s4_0", "s4", (16, 8, 100)),
+    ):
+        shown = json.loads(nas("show", name, "--json")[1])
+        assert shown["space"] == space
+        assert (shown["channels"], shown["cells"], shown["classes"]) == size
+        fewer = json.loads(nas("show", name, "--channels", "4", "--classes", "3", "--json")[1])
+        assert (fewer["channels"], fewer["cells"], fewer["classes"]) == (4, 8, 3)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def give_weights(supernet: Supernet, network: Network) -> None:
                 continue
             rows = mixed.topology.edges
             for index, edge in enumerate(cell.edges):
-                mix = mixed.mixes[edge.source]
+                mix = mixed.mixes[mixed.place_of_mix[edge.source]]
                 position = mix.rows.index(rows.index((edge.source, edge.target)))
                 state = _state(mix, edge.operation, position)
                 cell.operations[index].load_state_dict(state, strict=False)

@@ -301,7 +301,7 @@ def test_the_normal_cells_are_those_of_the_genotypes_own_depth() -> None:
     [
         ({"cells": 2}, "cells must be >= 3, so that both kinds of cells occur, got 2"),
         ({"channels": 1}, "channels must be >= 2, got 1"),
-        ({"operations": 6}, "operations must be 7 or 8, got 6"),
+        ({"operations": 6}, "operations must be 7, 8 or a list, got 6"),
     ],
 )
 def test_wrong_settings_are_refused(change: dict[str, int], message: str) -> None:

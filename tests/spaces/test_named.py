@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from spaces.core.cost import network_cost
 from spaces.core.errors import SpaceError
 from spaces.core.text import from_mapping, parse
 from tests.spaces.helpers import space_of
+from trainables.protocol import values_of
 
 # Millions of parameters at 36 channels, 20 cells and 10 classes, auxiliary head excluded, where
 # they were printed for the very cell. For DARTS_V1 tables have 3.3 and the cell in its authors'
@@ -64,17 +66,41 @@ def test_names_are_told_apart_and_missed_ones_explained() -> None:
         named.describe("something else")
 
 
-def test_all_published_genotypes_without_noise_have_a_name(shared_data: Path) -> None:
+def test_all_published_genotypes_have_a_name(shared_data: Path) -> None:
     published = json.loads((shared_data / "genotypes" / "published.json").read_text())
     by_source = {named.describe(name).source: name for name in named.names()}
     noisy = 0
     for key, entry in published.items():
-        if any(operation == "noise" for operation, _ in [*entry["normal"], *entry["reduce"]]):
-            noisy += 1
-            continue
+        noisy += "noise" in {operation for operation, _ in [*entry["normal"], *entry["reduce"]]}
         repository, _, rest = entry.pop("source").partition(" ")
         file, _, commit = rest.partition(" @")
         name = by_source.pop(f"{repository}, {file}, {key.partition(':')[2]} ({commit})")
-        assert from_mapping(entry) == named.named(name)
+        assert from_mapping(entry, named.describe(name).space) == named.named(name)
     assert not by_source
-    assert 0 < noisy < 10
+    assert noisy == 7
+
+
+@pytest.mark.parametrize("name", named.names())
+def test_cells_of_s1_to_s4_are_of_their_own_spaces(name: str) -> None:
+    entry = named.describe(name)
+    stated = re.search(r", (CIFAR-10|CIFAR-100|SVHN), S([1-4])\b", entry.summary)
+    if stated is None:
+        assert (entry.space, entry.network) == ("darts", {})
+        return
+    assert entry.space == f"s{stated[2]}"
+    dataset, name_of_protocol = {
+        "CIFAR-10": ("cifar10", "s1_s4_cifar"),
+        "CIFAR-100": ("cifar100", "s1_s4_cifar"),
+        "SVHN": ("svhn", "s1_s4_svhn"),
+    }[stated[1]]
+    sizes = values_of(name_of_protocol, space=entry.space, dataset=dataset)
+    assert entry.network == {
+        "channels": sizes["channels"],
+        "cells": sizes["cells"],
+        "classes": 100 if dataset == "cifar100" else 10,
+    }
+    evaluation = space_of(entry.space).evaluation
+    if dataset == "cifar10":
+        assert (evaluation.channels, evaluation.cells) == (sizes["channels"], sizes["cells"])
+    assert named.network_of(name) == entry.network
+    assert named.network_of("no such name") == {}

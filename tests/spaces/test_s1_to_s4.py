@@ -221,7 +221,10 @@ def test_operations_are_read_edge_by_edge() -> None:
 
 def test_an_operation_that_its_edge_has_not_is_refused() -> None:
     space = small("s1")
-    good = space.discretize({k: torch.rand(s) for k, s in space.alpha_shapes().items()})
+    # The first of two operations everywhere: skip connections come first in the normal cell.
+    good = space.discretize(
+        {k: torch.tensor([[1.0, 0.0]]).expand(s) for k, s in space.alpha_shapes().items()}
+    )
     text = space.format(good).replace("skip_connect", "avg_pool_3x3", 1)
     with pytest.raises(
         SpaceError, match=r"Edge \d -> \d of cell 'normal' of 's1' has no operation"

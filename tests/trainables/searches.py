@@ -20,14 +20,39 @@ SPACES: dict[str, dict[str, Any]] = {
     "darts": {"name": "darts", "channels": 2, "cells": 3},
     "darts_per_cell": {"name": "darts_per_cell", "channels": 2, "cells": 3},
     "nasbench1shot1_1": {"name": "nasbench1shot1_1", "channels": 2, "cells": 3},
+    "custom": {
+        "name": "custom",
+        "channels": 2,
+        "cells": 2,
+        "reductions": [1],
+        "nodes": 2,
+        "edges": [[0, 2], [1, 2], [0, 3], [1, 3], [2, 3]],
+        "operations": ["none", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "sep_conv_3x3"],
+        "keep": [1, 2],
+    },
 }
 ODD_SPACES: dict[str, dict[str, Any]] = {
     "s1": {"name": "s1", "channels": 2, "cells": 3},
     "s4": {"name": "s4", "channels": 2, "cells": 3},
+    "fixed_edges": {
+        "name": "darts_per_cell",
+        "channels": 2,
+        "cells": 3,
+        "edges": "fixed",
+        "operations": ["skip_connect", "sep_conv_3x3"],
+    },
+    "all_edges": {
+        "name": "darts_per_cell",
+        "channels": 2,
+        "cells": 3,
+        "edges": "all",
+        "operations": ["skip_connect", "sep_conv_3x3"],
+    },
     "nasbench1shot1_2": {"name": "nasbench1shot1_2", "channels": 2, "cells": 3},
     "nasbench1shot1_3": {"name": "nasbench1shot1_3", "channels": 2, "cells": 3},
 }
-"""The cells of `darts` with candidates of each edge, and with noise; larger choice blocks."""
+"""The cells of `darts` with candidates of each edge, with noise, with other edges in every cell;
+larger choice blocks."""
 EDGELESS = [name for name in [*SPACES, *ODD_SPACES] if name.startswith("nasbench1shot1")]
 """Spaces whose op weights are not of edges."""
 WITH_EDGES = [name for name in SPACES if name not in EDGELESS]
