@@ -10,7 +10,13 @@ from typing import Any
 
 import yaml
 
-from orchestrator.checks import check_data, check_hardware, check_methods, check_oracle
+from orchestrator.checks import (
+    check_data,
+    check_hardware,
+    check_methods,
+    check_oracle,
+    check_real,
+)
 from orchestrator.dataset_paths import Folders
 from orchestrator.errors import ConfigError
 from orchestrator.experiment import Experiment
@@ -25,6 +31,7 @@ __all__ = [
     "check_hardware",
     "check_methods",
     "check_oracle",
+    "check_real",
     "dump",
     "json_schema",
     "load_experiment",

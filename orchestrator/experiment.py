@@ -154,6 +154,16 @@ class Retrain(Record):
         return settings
 
 
+class Simulation(Record):
+    """That nothing is trained, and how trials that cost nothing are run. `nas simulate` writes it.
+
+    Attributes:
+        ray: Whether they run on Ray, as real ones do, or in the driver's own process.
+    """
+
+    ray: bool = True
+
+
 class Experiment(Record):
     """One experiment file, checked, with every default filled in.
 
@@ -167,6 +177,7 @@ class Experiment(Record):
         search: Every field of `SearchSettings`.
         diagnostics: Every field of each of `DIAGNOSTICS` that is on: costly, changing no result.
         oracle: Benchmark table in which reports look genotypes up, with its settings; or None.
+        simulation: Set where searches and retrainings are looked up in the oracle's table, or None.
         retrain: Retraining of the best genotypes, or None.
         tune, ray, mlflow: See their records.
         keep: Searches whose final state is kept: "all", "none" or "best_K".
@@ -182,6 +193,7 @@ class Experiment(Record):
     search: dict[str, Any]
     diagnostics: dict[str, dict[str, Any]] = {}
     oracle: dict[str, Any] | None = None
+    simulation: Simulation | None = None
     retrain: Retrain | None = None
     tune: Tune = Tune()
     ray: RaySettings = RaySettings()

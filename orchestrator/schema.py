@@ -24,6 +24,7 @@ from orchestrator.experiment import (
     RaySettings,
     Retrain,
     Searcher,
+    Simulation,
     Tune,
 )
 from orchestrator.settings_tree import REQUIRED, Spec, specs_of
@@ -55,6 +56,7 @@ def json_schema() -> Schema:
         "search": _record(SearchSettings, swept=True),
         "diagnostics": _diagnostics(),
         "oracle": {**_or_none(_plugin("oracles")), "default": None},
+        "simulation": {**_or_none(_record(Simulation)), "default": None},
         "retrain": _or_none(_retrain()),
         "tune": _tune(),
         "ray": _record(RaySettings),

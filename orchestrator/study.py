@@ -98,6 +98,7 @@ class Study:
                 created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
                 record = {"format": STUDY_FORMAT, "id": uuid.uuid4().hex, "name": path.name}
                 record |= {"created": created, "command": text}
+                record |= {"simulated": True} if experiment.simulation is not None else {}
                 # Last: a folder without study.json is no study, and creating it again is safe.
                 replace_file(path / "study.json", json.dumps(record, indent=2).encode())
         except OSError as error:
@@ -151,6 +152,11 @@ class Study:
         return str(self._record["command"])
 
     @property
+    def simulated(self) -> bool:
+        """Whether `nas simulate` made it, so that nothing in it was trained."""
+        return bool(self._record.get("simulated"))
+
+    @property
     def root(self) -> Path:
         """The folder of studies that it is in."""
         return self.path.parent
@@ -166,6 +172,9 @@ class Study:
 
         A study brings the plug-ins that it was started with, and they alone count: NAS_PLUGINS is
         set to them for the rest of this process. Others would change the keys of its rows.
+
+        Raises:
+            StudyError: It was made a simulation by hand, or a real one of a simulation.
         """
         from orchestrator.config import load_resolved
 
@@ -174,7 +183,15 @@ class Study:
             os.environ[ENVIRONMENT_VARIABLE] = kept
         else:
             os.environ.pop(ENVIRONMENT_VARIABLE, None)
-        return load_resolved(self.experiment_file)
+        experiment = load_resolved(self.experiment_file)
+        if (experiment.simulation is not None) != self.simulated:
+            made, said = ("nas simulate", "no") if self.simulated else ("nas run", "a")
+            raise StudyError(
+                f"study {self.name} was made by `{made}`, and its experiment.yaml has {said} "
+                "section `simulation`: what was trained and what was not are never in one study. "
+                f"Undo that in {self.experiment_file}."
+            )
+        return experiment
 
     @property
     def checkpoints(self) -> Path:
@@ -214,6 +231,11 @@ class Study:
     def test_reads(self) -> Path:
         """File with one JSON line for each reading of a test split."""
         return self.path / "test_reads.jsonl"
+
+    @property
+    def searchable(self) -> Path:
+        """File with the part of the oracle's table that simulated searches see."""
+        return self.path / "simulation" / "searchable.npz"
 
     @property
     def progress(self) -> Path:

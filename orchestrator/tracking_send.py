@@ -12,6 +12,7 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
+from orchestrator import notices
 from orchestrator.ledger import Row, Stage
 from orchestrator.oracle import StudyOracle, of_study
 from orchestrator.outbox import EPOCH_METRICS
@@ -77,6 +78,7 @@ class Sender:
             "nas.study_id": study.id,
             "mlflow.source.name": study.command,
             "mlflow.source.type": "LOCAL",
+            **notices.tags(study.experiment),
         }
         start = milliseconds(datetime.fromisoformat(study.created).timestamp())
         self.parent = self._store.create(self._experiment_id, study.name, start, tags)
@@ -231,7 +233,8 @@ class Sender:
         """Set the status, note and totals of the study's own run."""
         runs = list(self.runs.values())
         outcomes = [run.outcome() for run in runs]
-        tags = {_NOTE: study_note(self._study.name, outcomes, self._experiment_id)}
+        said = notices.notices(self._study.experiment)
+        tags = {_NOTE: study_note(self._study.name, outcomes, self._experiment_id, said)}
         tags["status"] = {"RUNNING": "running", "KILLED": "interrupted"}.get(status, status.lower())
         for name in ("method", "space", "dataset"):
             values = {run.tags[name] for run in runs if run.tags["stage"] == "search"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from spaces.core.errors import OracleError, SpaceError
-from spaces.core.oracle import Oracle, Record, ranks, read_columns, shares
+from spaces.core.oracle import Oracle, Record, Searchable, ranks, read_columns, shares
 from spaces.core.text import format_nasbench201
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class NasBench201Table:
         self._val = shares(columns[val], config.path, val, whole=100) if val in columns else None
         self._rank = ranks(self._test)
         self._seconds = columns.get(seconds)
+        self._path, self._names = config.path, (val, seconds)
         self._columns: Columns = columns
         self.size = len(self._rows)
         self.best_test_accuracy = float(np.max(self._test))
@@ -80,6 +81,27 @@ class NasBench201Table:
             params=self._millions("params_m", row),
             flops=self._millions("flops_m", row),
         )
+
+    def searchable(self) -> Searchable:
+        """Return the cells with their validation accuracy and training time.
+
+        Raises:
+            OracleError: The table lacks one of the two columns.
+        """
+        import numpy as np
+
+        if self._val is None or self._seconds is None:
+            lacking = [name for name in self._names if name not in self._columns]
+            raise OracleError(
+                f"oracle.path: {self._path} has no column {' and no column '.join(lacking)}, which "
+                "a simulated search needs."
+            )
+        seconds = np.asarray(self._seconds, dtype=np.float64)
+        if not (np.isfinite(seconds) & (seconds > 0)).all():
+            raise OracleError(
+                f"oracle.path: {self._path} must have seconds > 0 in {self._names[1]}."
+            )
+        return Searchable(tuple(self._rows), self._val, seconds)
 
     def _millions(self, name: str, row: int) -> int | None:
         column = self._columns.get(name)
