@@ -12,7 +12,9 @@ from orchestrator.errors import ConfigError
 from trainables.settings import RetrainSettings, own_of_consistent
 
 METRICS = ("val_accuracy", "val_loss")
-Metric = Literal["val_accuracy", "val_loss"]
+# Of the test split: allowed by `tune.allow_oracle_metric` alone, and said in every output.
+ORACLE_METRICS = ("oracle/test_accuracy", "oracle/test_regret")
+Metric = Literal["val_accuracy", "val_loss", "oracle/test_accuracy", "oracle/test_regret"]
 SWEEP_WORDS = ("grid", "choice", "uniform", "loguniform", "randint")
 
 
@@ -87,6 +89,8 @@ class Tune(Record):
         seeds_per_trial: Seeds that one Ray trial runs in lock-step; "all" or a number.
         max_concurrent: Most Ray trials at a time; None is what the resources allow.
         max_failures: Times that a crashed trial is started again from its checkpoint.
+        allow_oracle_metric: Whether `metric` or `retrain.by` may be of the oracle, so that searches
+            are led by the test accuracies that they are judged by; every output says so then.
     """
 
     metric: Metric = "val_accuracy"
@@ -98,6 +102,7 @@ class Tune(Record):
     seeds_per_trial: Literal["all"] | int = 1
     max_concurrent: int | None = None
     max_failures: int = 2
+    allow_oracle_metric: bool = False
 
 
 class RaySettings(Record):

@@ -193,7 +193,7 @@ class Row:
         value = self.genotype_value(metric)
         if value is None:
             return -math.inf
-        return -value if metric.endswith("loss") else value
+        return -value if metric.endswith(("loss", "regret")) else value
 
 
 def _first(entries: Iterable[Mapping[str, Any]], metric: str) -> float | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.experiment import ORACLE_METRICS
 from orchestrator.oracle_section import title_of
 
 if TYPE_CHECKING:
     from orchestrator.experiment import Experiment
-    from orchestrator.ledger import Row
 
 SIMULATED = "simulated"
 
@@ -18,27 +18,37 @@ def notices(experiment: Experiment) -> list[str]:
     said = []
     if experiment.simulation is not None and experiment.oracle is not None:
         said.append(_simulated(title_of(experiment.oracle)))
+    by_oracle = _by_oracle(experiment)
+    if by_oracle and experiment.oracle is not None:
+        said.append(
+            f"LED BY TEST ACCURACIES of the table {title_of(experiment.oracle)} "
+            f"({', '.join(by_oracle)}), as tune.allow_oracle_metric permits: what was found is "
+            "chosen by what it is judged by, and no test accuracy here is an unbiased one."
+        )
     return said
-
-
-def row_notices(row: Row) -> list[str]:
-    """Return the sentences without which no number of the row may be shown."""
-    return [_simulated(row.settings["simulation"]["oracle"])] if row.simulated else []
 
 
 def marks(experiment: Experiment) -> dict[str, Any]:
     """Return the same for JSON documents."""
-    return {"simulated": experiment.simulation is not None, "notices": notices(experiment)}
+    return {
+        "simulated": experiment.simulation is not None,
+        "oracle_metric": _by_oracle(experiment) or None,
+        "notices": notices(experiment),
+    }
 
 
 def tags(experiment: Experiment) -> dict[str, str]:
-    """Return the same as tags of the study's run in MLflow; none where nothing is to be said."""
-    return {SIMULATED: "true"} if experiment.simulation is not None else {}
+    """Return the same as tags of all its runs in MLflow; none where nothing is to be said."""
+    found = {SIMULATED: "true"} if experiment.simulation is not None else {}
+    by_oracle = _by_oracle(experiment)
+    return found | ({"oracle_metric": ", ".join(by_oracle)} if by_oracle else {})
 
 
-def row_tags(row: Row) -> dict[str, str]:
-    """Return the same as tags of the row's run in MLflow."""
-    return {SIMULATED: "true"} if row.simulated else {}
+def _by_oracle(experiment: Experiment) -> list[str]:
+    asked = {"tune.metric": experiment.tune.metric}
+    if experiment.retrain is not None:
+        asked["retrain.by"] = experiment.retrain.by
+    return [f"{key} {value}" for key, value in asked.items() if value in ORACLE_METRICS]
 
 
 def _simulated(table: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import diagnosis, notices, oracle, oracle_report, plots
+from orchestrator import diagnosis, notices, oracle, oracle_metric, oracle_report, plots
 from orchestrator.document import (
     Block,
     Code,
@@ -64,7 +64,7 @@ class Report:
 
 def write_report(study: Study) -> Report:
     """Write the report of what a study's folder holds now, finished or not."""
-    rows = study.rows()
+    rows = oracle_metric.filled(study, study.rows())
     retrain = study.experiment.retrain
     by = retrain.by if retrain else "val_accuracy"
     results = tabulate(rows, retrain.given() if retrain else None, by)

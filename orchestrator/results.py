@@ -22,6 +22,11 @@ COLUMNS = (
     "genotype",
     "search time",
 )
+_BEST = {
+    "val_loss": "least validation loss",
+    "oracle/test_accuracy": "best test accuracy in the oracle's table",
+    "oracle/test_regret": "least regret in the oracle's table",
+}
 NUMERIC = ("val accuracy %, mean [95 %]", "retrain test accuracy %", "search time")
 
 
@@ -224,7 +229,7 @@ def caption(
     results: Sequence[Result], by: str = "val_accuracy", *, simulated: bool = False
 ) -> list[str]:
     """Return the sentences that the table cannot be read without."""
-    best = "best one" if by == "val_accuracy" else "least validation loss"
+    best = _BEST.get(by, "best one")
     lines = [
         f"Interval: {METHOD}, for {MIN_SEEDS} seeds or more; a dash stands where there are fewer.",
         "Val accuracy is the supernet's on the validation split after the last epoch; the genotype "
@@ -235,7 +240,7 @@ def caption(
     if simulated:
         lines[1:] = [
             "Val accuracy is the table's of the genotype after the last epoch, the genotype that "
-            "of the seed with the best one. Retraining it looks its test accuracy up, which is the "
+            f"of the seed with the {best}. Retraining it looks its test accuracy up, which is the "
             "same for every seed: its interval has no width and says nothing.",
             "Search time is simulated: the table's training time of every cell that was drawn, "
             "mean of a finished search.",

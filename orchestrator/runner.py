@@ -10,20 +10,22 @@ import contextlib
 import math
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import factors, planning, sweep, tracking
 from orchestrator.errors import StudyError
-from orchestrator.experiment import Experiment, has_sweep
+from orchestrator.experiment import ORACLE_METRICS, Experiment, has_sweep
 from orchestrator.ledger import Row
 from orchestrator.monitor import Monitor
 from orchestrator.notices import notices
+from orchestrator.oracle_metric import OracleMetric, filled
 from orchestrator.outbox import Outbox, study_end_record, study_record
 from orchestrator.progress import Outcome, Reporter, Stage
 from orchestrator.searchers import Known, ListSearcher, OptunaSearcher, finite
+from orchestrator.shown_scheduler import ShownScheduler
 from orchestrator.simulated_loop import run_here
 from orchestrator.simulating import DEFAULT_CONCURRENT, SimulatedStudy
 from orchestrator.study import Study
@@ -32,6 +34,8 @@ from orchestrator.units import Unit
 
 if TYPE_CHECKING:
     from spaces.core.genotype import Genotype
+
+OnResult = Callable[[dict[str, Any], dict[str, Any]], None]
 
 DRAIN_PATIENCE_S = 15.0
 SIMULATED_PATIENCE_S = 5.0
@@ -120,6 +124,7 @@ class _Driver:
         self.resources: Mapping[str, float] | None = None
         self.status = "interrupted"
         self.simulation: SimulatedStudy | None = None
+        self.oracle_metric: OracleMetric | None = None
 
     def run(self, stages: Sequence[Stage] = ("search", "retrain")) -> Outcome:
         """Run the stages in order; a stage that could not be completed ends the run."""
@@ -137,6 +142,8 @@ class _Driver:
                 store = tracking.start_preparing(self.study, uri)
                 identity = planning.identity(self.experiment, plugins_digest=digest)
             self.identity = identity
+            if self.experiment.tune.metric in ORACLE_METRICS:
+                self.oracle_metric = OracleMetric(self.study, self.experiment.tune.metric)
             self.outbox = self.stack.enter_context(Outbox(self.study.outbox))
             self.stack.enter_context(self._tracking(uri, store))
             complete, planned = True, set[str]()
@@ -246,7 +253,7 @@ class _Driver:
 
     def _rows_by_configuration(self, blocks: Sequence[factors.Block]) -> dict[str, list[Row]]:
         found: dict[str, list[Row]] = {}
-        for row in [*self.study.rows("search"), *self.study.partial_rows()]:
+        for row in filled(self.study, [*self.study.rows("search"), *self.study.partial_rows()]):
             if row.stage == "search" and row.block < len(blocks):
                 found.setdefault(row.config_id, []).append(row)
         return found
@@ -287,7 +294,7 @@ class _Driver:
                 identity=self.identity,
             )
         else:
-            rows = self.study.rows("search")
+            rows = filled(self.study, self.study.rows("search"))
             units = planning.retrain_units(self.experiment, rows, self.identity)
         units = self._as_simulated(units)
         self._run_list("retrain", units)
@@ -320,8 +327,12 @@ class _Driver:
         searching = monitor.stage == "search"
         settings = tune.scheduler.model_dump() if tune.scheduler and searching else {}
         scheduler = sweep.make_scheduler(settings, planning.longest_epochs(self.experiment))
+        on_result: OnResult = monitor.on_result
+        if self.oracle_metric is not None and searching:
+            scheduler = ShownScheduler(scheduler, self.oracle_metric.add)
+            on_result = self._with_oracle_metric(monitor)
         if self.simulation is not None and not self.simulation.ray:
-            self._run_here(monitor, searcher, scheduler, count)
+            self._run_here(monitor, searcher, scheduler, on_result, count)
             return
         resources = self._cluster()
         per_trial = {"cpu": tune.per_trial.cpus, "gpu": tune.per_trial.gpus}
@@ -333,7 +344,7 @@ class _Driver:
             searcher,
             scheduler,
             sweep.make_callback(
-                on_result=monitor.on_result,
+                on_result=on_result,
                 on_end=monitor.on_end,
                 on_tick=monitor.on_tick,
             ),
@@ -345,17 +356,30 @@ class _Driver:
             mode=tune.mode if searching else "max",
             max_failures=tune.max_failures,
             time_budget_s=self._time_left(),
+            driver_metric=self.oracle_metric is not None and searching,
         )
         monitor.on_tick(0)
 
-    def _run_here(self, monitor: Monitor, searcher: Any, scheduler: Any, count: int) -> None:
+    def _with_oracle_metric(self, monitor: Monitor) -> OnResult:
+        """Return what completes a result for the searcher, which is told last, and passes it on."""
+
+        def on_result(config: dict[str, Any], result: dict[str, Any]) -> None:
+            if self.oracle_metric is not None:
+                self.oracle_metric.add(config, result)
+            monitor.on_result(config, result)
+
+        return on_result
+
+    def _run_here(
+        self, monitor: Monitor, searcher: Any, scheduler: Any, on_result: OnResult, count: int
+    ) -> None:
         """Run simulated trials in this process."""
         tune = self.experiment.tune
         run_here(
             self._trainable(monitor.stage),
             searcher,
             scheduler,
-            on_result=monitor.on_result,
+            on_result=on_result,
             on_end=monitor.on_end,
             on_tick=monitor.on_tick,
             num_units=count,
@@ -402,7 +426,8 @@ class _Driver:
         if kept is None:
             return
         sign = 1.0 if self.experiment.tune.mode == "max" else -1.0
-        rows = [row for row in self.study.rows("search") if row.final is not None]
+        rows = filled(self.study, self.study.rows("search"))
+        rows = [row for row in rows if row.final is not None]
         rows.sort(key=lambda row: -sign * self._value(row))
         for row in rows[kept:]:
             (self.study.path / str(row.final)).unlink(missing_ok=True)

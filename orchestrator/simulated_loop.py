@@ -91,7 +91,10 @@ def run_here(
         stopped = _report(controller, searcher, scheduler, trial)
         on_result(trial.config, trial.result)
         if stopped:
+            trial.status = "TERMINATED"
             del controller.running[trial.trial_id]
+            if scheduler is not None:
+                scheduler.on_trial_complete(controller, trial, trial.result)
             searcher.on_trial_complete(trial.trial_id, trial.result)
             on_end(trial.config, trial.result, None)
         else:
@@ -133,7 +136,4 @@ def _report(controller: _Controller, searcher: Any, scheduler: Any, trial: _Tria
             searcher.on_trial_result(trial.trial_id, trial.result)
             return False
         trial.result["done"] = True
-    trial.status = "TERMINATED"
-    if scheduler is not None:
-        scheduler.on_trial_complete(controller, trial, trial.result)
     return True

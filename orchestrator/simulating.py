@@ -59,12 +59,12 @@ def simulated(experiment: Experiment, *, ray: bool) -> Experiment:
         problems.append(
             f"nas simulate needs one space, got {' and '.join(names)}: fix it with --set space=..."
         )
-    if experiment.tune.metric != "val_accuracy":
+    if experiment.tune.metric == "val_loss":
         problems.append(
             "tune.metric must be val_accuracy in a simulation, got "
             f"{experiment.tune.metric!r}: the table has no such value."
         )
-    if experiment.retrain is not None and experiment.retrain.by != "val_accuracy":
+    if experiment.retrain is not None and experiment.retrain.by == "val_loss":
         problems.append(
             "retrain.by must be val_accuracy in a simulation, got "
             f"{experiment.retrain.by!r}: the table has no such value."

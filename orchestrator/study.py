@@ -10,13 +10,14 @@ import shlex
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import StudyError
+from orchestrator.experiment import ORACLE_METRICS
 from orchestrator.holding import Holder, hold_folder, read_lock
 from orchestrator.ledger import Ledger, Row, Stage, read_row, replace_file
 from spaces.core.errors import near_miss
@@ -266,7 +267,12 @@ class Study:
         sign = 1.0 if tune.mode == "max" else -1.0
         counts: dict[Stage, Counter[str]] = {"search": Counter(), "retrain": Counter()}
         best, best_value = None, None
-        for row in self.ledger.iterate():
+        rows: Iterable[Row] = self.ledger.iterate()
+        if tune.metric in ORACLE_METRICS:
+            from orchestrator.oracle_metric import filled  # here: it reads a table
+
+            rows = filled(self, rows)
+        for row in rows:
             counts[row.stage][row.status] += 1
             value = row.value(tune.metric)
             if row.stage != "search" or row.status not in ("finished", "stopped") or value is None:

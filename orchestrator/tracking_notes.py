@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.ledger import Row
-from orchestrator.notices import row_notices
 from orchestrator.tracking_view import row_label
 from spaces.core.genotype import Genotype
 
@@ -46,7 +45,13 @@ def run_link(experiment_id: str, run_id: str, text: str) -> str:
     return f"[{text}](#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning)"
 
 
-def row_note(row: Row, own: Outcome, related: Iterable[Outcome], experiment_id: str) -> str:
+def row_note(
+    row: Row,
+    own: Outcome,
+    related: Iterable[Outcome],
+    experiment_id: str,
+    said: Sequence[str] = (),
+) -> str:
     """Return the description of a row's run.
 
     Args:
@@ -55,6 +60,7 @@ def row_note(row: Row, own: Outcome, related: Iterable[Outcome], experiment_id: 
         related: Of a search, the retrainings of its genotype; of a retraining, the searches that
             found its genotype.
         experiment_id: MLflow's experiment, for links.
+        said: What has to be said of the study first.
 
     Raises:
         SpaceError: The row's genotype is not one.
@@ -64,7 +70,7 @@ def row_note(row: Row, own: Outcome, related: Iterable[Outcome], experiment_id: 
         verb = "searched by chance in a table, not on"
         verb = verb if row.stage == "search" else "looked up in a table, not trained on"
     lines = [
-        *(line for sentence in row_notices(row) for line in (sentence, "")),
+        *(line for sentence in said for line in (sentence, "")),
         f"**{row_label(row)}**, seed {row.seed}: `{row.space}` {verb} `{row.dataset}`,"
         f" {_ending(row)}.",
         "",

@@ -106,7 +106,7 @@ class Sender:
             return run
         if head is None:
             raise ValueError(f"row {key} has neither a run nor a head")
-        view = view_of(head, self._study.id, self.parent)
+        view = self._marked(view_of(head, self._study.id, self.parent))
         tags = {**view.tags, "status": "running"}
         run_id = self._store.create(self._experiment_id, view.name, view.start, tags)
         run = Run(run_id, view.name, "RUNNING", None, tags, set(), {}, steps=set())
@@ -159,7 +159,11 @@ class Sender:
                 run.artifacts = True
 
     def _view(self, row: Row) -> RunView:
-        return view_of(row, self._study.id, self.parent, self._oracle)
+        return self._marked(view_of(row, self._study.id, self.parent, self._oracle))
+
+    def _marked(self, view: RunView) -> RunView:
+        """Return a view with the tags that every run of the study has."""
+        return replace(view, tags=view.tags | notices.tags(self._study.experiment))
 
     @cached_property
     def _oracle(self) -> StudyOracle | None:
@@ -198,8 +202,9 @@ class Sender:
         others = [self.runs[key].outcome() for key in related]
         # Without its artifacts a row is not whole: a rebuild sends it again.
         tags = {"nas.row": digest(row, self._oracle) if run.artifacts else "incomplete"}
+        said = notices.notices(self._study.experiment)
         with contextlib.suppress(SpaceError):
-            tags[_NOTE] = row_note(row, run.outcome(), others, self._experiment_id)
+            tags[_NOTE] = row_note(row, run.outcome(), others, self._experiment_id, said)
         if any(run.tags.get(name) != value for name, value in tags.items()):
             self._store.log(run.run_id, tags=tags)
             run.tags |= tags
@@ -221,7 +226,7 @@ class Sender:
     def send_partial(self, row: Row) -> None:
         """Send what is known of a row that was begun and has no end."""
         run = self.run_of(row.key, row)
-        view = view_of(replace(row, ended=None), self._study.id, self.parent)
+        view = self._marked(view_of(replace(row, ended=None), self._study.id, self.parent))
         points = [p for p in view.curve if p.step not in self.steps_of(run)]
         tags = {n: v for n, v in view.tags.items() if n != "status" and run.tags.get(n) != v}
         if points or tags:

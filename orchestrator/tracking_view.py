@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger import Row
-from orchestrator.notices import row_tags
 from orchestrator.outbox import epoch_metrics
 from spaces.core import plugins
 from spaces.core.errors import NasError
@@ -185,7 +184,6 @@ def _tags(row: Row, study_id: str, parent: str) -> dict[str, str]:
         tags["mlflow.source.git.commit"] = git
     if row.error:
         tags["error"] = row.error.strip().splitlines()[-1] if row.error.strip() else "unknown"
-    tags |= row_tags(row)
     return {name: value[:_TAG_LENGTH] for name, value in tags.items()}
 
 
