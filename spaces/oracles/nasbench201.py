@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from spaces.core.errors import OracleError, SpaceError
+from spaces.core.nats_files import is_nats, nats_columns
 from spaces.core.oracle import Oracle, Record, Searchable, ranks, read_columns, shares
 from spaces.core.text import format_nasbench201
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from spaces.core.genotype import Genotype
-    from spaces.core.oracle import Columns
+    from spaces.core.nats_files import is_nats, nats_columns
+from spaces.core.oracle import Columns
 
 SOURCE = "Dong & Yang, NAS-Bench-201, ICLR 2020, https://arxiv.org/abs/2001.00326"
 SPACES = ("nasbench201",)
@@ -30,7 +32,8 @@ class Config:
     Attributes:
         path: Parquet or CSV file with one row for each of the 15,625 cells: `arch`, the official
             string, and for the data set D `D_test` in percent; where they are there also `D_val`
-            in percent, `D_train_seconds`, `params_m` and `flops_m` in millions.
+            in percent, `D_train_seconds`, `params_m` and `flops_m` in millions. Or NATS-Bench's own
+            files of its topology search space: the folder, or the one .pickle.pbz2 file.
         dataset: D: whose accuracies are looked up. imagenet16 is ImageNet16-120.
     """
 
@@ -49,7 +52,11 @@ class NasBench201Table:
 
         data = config.dataset
         test, val, seconds = f"{data}_test", f"{data}_val", f"{data}_train_seconds"
-        columns = read_columns(config.path, ("arch", test), (val, seconds, "params_m", "flops_m"))
+        if is_nats(config.path):
+            columns = nats_columns(config.path)
+        else:
+            others = (val, seconds, "params_m", "flops_m")
+            columns = read_columns(config.path, ("arch", test), others)
         self._rows = _rows(config.path, columns["arch"].tolist())
         self._test = shares(columns[test], config.path, test, whole=100)
         self._val = shares(columns[val], config.path, val, whole=100) if val in columns else None
