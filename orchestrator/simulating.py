@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrator import planning
 from orchestrator.errors import ConfigError, StudyError
-from orchestrator.experiment import Experiment, Simulation
+from orchestrator.experiment import Experiment, RaySettings, Simulation
 from orchestrator.ledger import replace_file
 from orchestrator.notices import SIMULATED
 from orchestrator.oracle import StudyOracle
@@ -72,10 +72,12 @@ def simulated(experiment: Experiment, *, ray: bool) -> Experiment:
     if problems:
         raise ConfigError("\n".join(f"{experiment.name}: {problem}" for problem in problems))
     name = experiment.name
-    changes = {
+    changes: dict[str, Any] = {
         "name": name if SIMULATED in name else f"{name}-{SIMULATED}",
         "simulation": Simulation(ray=ray),
     }
+    if not ray:
+        changes["ray"] = RaySettings()  # no cluster is asked for
     return experiment.model_copy(update=changes)
 
 

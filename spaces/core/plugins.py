@@ -287,7 +287,7 @@ def typed_config(config: type[Any], given: Mapping[str, Any], *, where: str, own
         PluginSettingsError: Unknown or missing key, wrong type, or a value that it refuses.
     """
     fields = {field.name: field for field in dataclasses.fields(config)}
-    hints = _hints(config)
+    hints = _hints(config)  # type: ignore[arg-type]  # mypy takes a class for unhashable
     values: dict[str, Any] = {}
     for key, value in given.items():
         if key not in fields:

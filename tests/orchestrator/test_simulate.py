@@ -240,6 +240,12 @@ def test_real_and_simulated_rows_cannot_come_into_one_study(study: Study, tmp_pa
         _ = Study.open(copy).experiment
 
 
+def test_no_cluster_is_looked_for_without_ray(table: Path, tmp_path: Path) -> None:
+    asked = experiment(table, tmp_path, PLAIN, "ray.address=127.0.0.1:9")
+    assert simulating.simulated(asked, ray=True).ray.address == "127.0.0.1:9"
+    assert simulating.simulated(asked, ray=False).ray.address == "local"
+
+
 # What is shown
 
 
