@@ -28,13 +28,21 @@ def simulate(
     no_ray: Annotated[
         bool, typer.Option("--no-ray", help="Run all trials in this process, by a simulated clock.")
     ] = False,
+    response: Annotated[
+        str | None,
+        typer.Option(
+            "--response",
+            metavar="NAME",
+            help="A made-up effect of what is drawn, said in every output: middle. None otherwise.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Try a study out: the whole pipeline, with a table's records in the place of training."""
     from orchestrator import config, simulating
 
     loaded = config.load_experiment(file, overrides or (), name)
-    experiment = simulating.simulated(loaded, ray=not no_ray)
+    experiment = simulating.simulated(loaded, ray=not no_ray, response=response)
     simulating.check_table(experiment)
     config.check_methods(experiment)
     from orchestrator import runner

@@ -164,9 +164,11 @@ class Simulation(Record):
 
     Attributes:
         ray: Whether they run on Ray, as real ones do, or in the driver's own process.
+        response: Made-up effect of what is drawn, named in every output; "none" has no effect.
     """
 
     ray: bool = True
+    response: Literal["none", "middle"] = "none"
 
 
 class Experiment(Record):

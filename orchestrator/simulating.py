@@ -14,13 +14,14 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from orchestrator import planning
+from orchestrator import factors, planning
 from orchestrator.errors import ConfigError, StudyError
 from orchestrator.experiment import Experiment, RaySettings, Simulation
 from orchestrator.ledger import replace_file
 from orchestrator.notices import SIMULATED
 from orchestrator.oracle import StudyOracle
 from orchestrator.oracle_section import fixed_spaces, space_names
+from orchestrator.simulated_response import NONE, SAID, draws
 from orchestrator.simulated_trial import SEARCHABLE, SimulatedRetrain, SimulatedSearch
 from spaces.core import plugins
 from spaces.core.errors import NasError, OracleError
@@ -36,7 +37,7 @@ MODEL_VERSION = 1
 DEFAULT_CONCURRENT = 4
 
 
-def simulated(experiment: Experiment, *, ray: bool) -> Experiment:
+def simulated(experiment: Experiment, *, ray: bool, response: str | None = None) -> Experiment:
     """Return an experiment whose trials are looked up in its oracle's table.
 
     Its name ends in "-simulated", unless it has that word already.
@@ -44,11 +45,16 @@ def simulated(experiment: Experiment, *, ray: bool) -> Experiment:
     Args:
         experiment: What is to be tried out.
         ray: Whether the trials run on Ray or in the driver's own process.
+        response: Name of a made-up response; None is that of the experiment, by default none.
 
     Raises:
-        ConfigError: It names no oracle, or asks for what no table has.
+        ConfigError: It names no oracle, asks for what no table has, or for no such response.
     """
     problems = []
+    before = experiment.simulation
+    response = response or (NONE if before is None else before.response)
+    if response not in (NONE, *SAID):
+        problems.append(f"--response must be one of {NONE}, {', '.join(SAID)}, got {response!r}.")
     if experiment.oracle is None:
         problems.append(
             "nas simulate needs a table: name one by `oracle:`, or "
@@ -74,7 +80,7 @@ def simulated(experiment: Experiment, *, ray: bool) -> Experiment:
     name = experiment.name
     changes: dict[str, Any] = {
         "name": name if SIMULATED in name else f"{name}-{SIMULATED}",
-        "simulation": Simulation(ray=ray),
+        "simulation": Simulation.model_validate({"ray": ray, "response": response}),
     }
     if not ray:
         changes["ray"] = RaySettings()  # no cluster is asked for
@@ -99,6 +105,9 @@ class SimulatedStudy:
     Args:
         study: The study, held by this process.
 
+    Attributes:
+        ray: Whether the trials run on Ray.
+
     Raises:
         StudyError: Its table is gone or has changed its kind.
     """
@@ -108,6 +117,8 @@ class SimulatedStudy:
     def __init__(self, study: Study) -> None:
         self._study = study
         self._experiment = study.experiment
+        simulation = self._experiment.simulation or Simulation()
+        self.ray, self._response = simulation.ray, simulation.response
         try:
             found = _searchable(self._experiment)
         except NasError as error:
@@ -124,17 +135,13 @@ class SimulatedStudy:
         if not study.searchable.is_file() or study.searchable.read_bytes() != content:
             replace_file(study.searchable, content)
 
-    @property
-    def ray(self) -> bool:
-        """Whether the trials run on Ray."""
-        return self._experiment.simulation is not None and self._experiment.simulation.ray
-
     def identity(self, *, plugins_digest: str | None) -> planning.Identity:
         """Return what enters the keys of its rows: the table in the place of the images."""
         oracle = self._experiment.oracle or {}
         chosen = {key: value for key, value in oracle.items() if key != "path"}
-        facts = json.dumps([MODEL, MODEL_VERSION, chosen, self._digest], sort_keys=True)
-        digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
+        facts = [MODEL, MODEL_VERSION, self._response, chosen, self._digest]
+        content = json.dumps(facts, sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:16]
         per_trial = self._experiment.tune.per_trial
         return planning.Identity(
             dataset={
@@ -151,9 +158,16 @@ class SimulatedStudy:
         return [self._unit(unit) for unit in units]
 
     def _unit(self, unit: Unit) -> Unit:
-        said: dict[str, Any] = {"model": MODEL, "oracle": self._oracle.title}
-        label = unit.label if unit.label.startswith(SIMULATED) else f"{SIMULATED} {unit.label}"
+        said: dict[str, Any] = {
+            "model": MODEL,
+            "response": self._response,
+            "oracle": self._oracle.title,
+        }
+        word = SIMULATED if self._response == NONE else f"{SIMULATED}-{self._response}"
+        label = unit.label if unit.label.startswith(word) else f"{word} {unit.label}"
         if unit.stage == "search":
+            dimensions = self._blocks[unit.block].dimensions
+            said["draws"] = draws(self._response, dimensions, unit.params)
             said["table"] = self._study.searchable.relative_to(self._study.path).as_posix()
             settings = {**unit.settings, "simulation": said}
             extra = {**unit.extra, "stoppable": self._experiment.tune.scheduler is not None}
@@ -176,6 +190,10 @@ class SimulatedStudy:
             "params": truth.params,
         }
         return {name: value for name, value in known.items() if value is not None}
+
+    @cached_property
+    def _blocks(self) -> list[factors.Block]:
+        return factors.blocks(self._experiment)
 
     @cached_property
     def _oracle(self) -> StudyOracle:

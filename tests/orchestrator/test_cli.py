@@ -587,6 +587,7 @@ def test_sync_sends_or_rebuilds(nas: Nas, study: Study, monkeypatch: pytest.Monk
     assert json.loads(out) == {
         "study": "tiny",
         "simulated": False,
+        "simulated_response": None,
         "oracle_metric": None,
         "notices": [],
         "tracking_uri": "http://127.0.0.1:9",

@@ -16,6 +16,7 @@ import pytest
 
 from orchestrator import cli, planning, runner, selecting, simulating, tracking
 from orchestrator.config import load_experiment
+from orchestrator.dimensions import Dimension
 from orchestrator.errors import ConfigError, StudyError
 from orchestrator.experiment import Experiment
 from orchestrator.factors import configurations, label
@@ -23,6 +24,7 @@ from orchestrator.landscapes import find_runs
 from orchestrator.monitor import Monitor
 from orchestrator.report import write_report
 from orchestrator.simulated_loop import run_here
+from orchestrator.simulated_response import draws
 from orchestrator.study import Study
 from orchestrator.sweep import make_scheduler
 from orchestrator.tracking_drain import Drain
@@ -129,8 +131,8 @@ def study(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
 def test_a_search_keeps_the_best_drawn_by_validation_accuracy(study: Study) -> None:
     columns = columns201()
     for row in study.rows("search"):
-        draws = random.Random(int(row.key, 16))
-        drawn = [draws.randrange(15_625) for _ in range(4)]
+        numbers = random.Random(int(row.key, 16))
+        drawn = [numbers.randrange(15_625) for _ in range(4)]
         accuracies = [1.0 - columns["cifar10_test"][cell] / 100 for cell in drawn]
         best = [max(range(n), key=accuracies.__getitem__) for n in (1, 2, 3, 4)]
         values = [entry["val_accuracy"] for entry in row.curve]
@@ -229,7 +231,9 @@ def test_real_and_simulated_rows_cannot_come_into_one_study(study: Study, tmp_pa
     copy = tmp_path / "copy"
     copy.mkdir()
     (copy / "study.json").write_bytes((study.path / "study.json").read_bytes())
-    (copy / "experiment.yaml").write_text(text.replace("simulation:\n  ray: false\n", ""))
+    (copy / "experiment.yaml").write_text(
+        text.replace("simulation:\n  ray: false\n  response: none\n", "")
+    )
     with pytest.raises(StudyError, match=r"made by `nas simulate`, and its experiment.yaml has no"):
         _ = Study.open(copy).experiment
     record = json.loads((copy / "study.json").read_text())
@@ -317,7 +321,65 @@ def test_mlflow_has_the_word_in_names_tags_and_descriptions(study: Study) -> Non
         assert not any(name.endswith("cell.png") for name in run.artifacts)
 
 
+# A made-up response
+
+
+def dimension(kind: Any, low: float, high: float) -> Dimension:
+    return Dimension("search.x", "search.x", kind, (low, high))
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high", "value", "expected"),
+    [
+        ("uniform", 0.0, 1.0, 0.5, 10),  # the middle
+        ("uniform", 0.0, 1.0, 1.0, 1),  # an end
+        ("uniform", 0.0, 1.0, 0.25, 5),  # half way, 1 + 4.5, rounded to an even number
+        ("loguniform", 0.01, 1.0, 0.1, 10),
+        ("loguniform", 0.01, 1.0, 0.5, 4),  # u = 0.8495, q = 0.301, 1 + 2.7
+        ("randint", 0, 5, 2, 10),  # of 0, 1, 2, 3, 4
+    ],
+)
+def test_the_middle_of_a_range_draws_more(
+    kind: Any, low: float, high: float, value: float, expected: int
+) -> None:
+    found = draws("middle", [dimension(kind, low, high)], {"search.x": value})
+    assert found == expected
+    assert draws("none", [dimension(kind, low, high)], {"search.x": value}) == 1
+    assert draws("middle", [dimension(kind, low, high)], {}) == 1
+
+
+def test_a_response_has_its_effect_and_its_name_everywhere(table: Path, tmp_path: Path) -> None:
+    asked = experiment(table, tmp_path, DRAWN, searcher="random", scheduler="none")
+    made = simulating.simulated(asked, ray=False, response="middle")
+    runner.run_study(made, tmp_path / "studies", command="", reporter=Quiet())
+    study = Study.open(made.name, tmp_path / "studies")
+    rows = study.rows("search")
+    far = [row for row in rows if row.settings["simulation"]["draws"] <= 3]
+    near = [row for row in rows if row.settings["simulation"]["draws"] >= 8]
+    means = [sum(row.curve[0]["val_accuracy"] for row in g) / len(g) for g in (far, near)]
+    assert means[1] > means[0] + 0.05
+    assert all(row.label.startswith("simulated-middle darts") for row in rows)
+    assert not {row.key for row in rows} & {
+        row.key for row in simulate(asked, tmp_path / "none").rows()
+    }
+    report = write_report(study)
+    text = report.markdown.read_text()
+    assert "The effect of hyperparameters is MADE UP, response 'middle'" in text
+    assert "NO hyperparameter" not in text
+    assert json.loads(report.table.read_text())["simulated_response"] == "middle"
+    store = MemoryStore()
+    Drain(study, store, "memory:").rebuild()
+    assert {run.tags["simulated_response"] for run in store.all.values()} == {"middle"}
+    again = load_experiment(study.experiment_file)
+    assert simulating.simulated(again, ray=False).simulation == made.simulation
+
+
 # Refusals
+
+
+def test_a_response_that_is_not_known_is_refused(table: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--response must be one of none, middle, got 'linear'"):
+        simulating.simulated(experiment(table, tmp_path), ray=False, response="linear")
 
 
 @pytest.mark.parametrize(
