@@ -28,8 +28,8 @@ SAID = {
 def draws(response: str, dimensions: Sequence[Dimension], params: Mapping[str, Any]) -> int:
     """Return how many architectures a search of a configuration draws in each epoch.
 
-    "middle": 1 + 9 q, rounded, where q is the mean over the drawn numbers of 1 - |2 u - 1| and u the
-    place of a number in its range, from 0 to 1, in the logarithm of a loguniform one.
+    "middle": 1 + 9 q, rounded, where q is the mean over the drawn numbers of 1 - |2 u - 1| and u
+    the place of a number in its range, from 0 to 1, in the logarithm of a loguniform one.
 
     Args:
         response: Name of the response.
