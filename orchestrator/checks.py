@@ -49,6 +49,19 @@ def visible_gpus() -> int | None:
     return min(len(entries), present)
 
 
+def check_real(experiment: Experiment) -> None:
+    """Refuse to train what an experiment file calls a simulation.
+
+    Raises:
+        ConfigError: It has a section `simulation`.
+    """
+    if experiment.simulation is not None:
+        raise ConfigError(
+            f"{experiment.name}: its section `simulation` says that nothing is trained: run it by "
+            "`nas simulate`, or take the section out."
+        )
+
+
 def check_hardware(experiment: Experiment) -> None:
     """Refuse a trial that cannot run on this machine; a cluster is asked when it is joined.
 

@@ -18,6 +18,7 @@ from orchestrator import (
     commands_data,
     commands_look,
     commands_run,
+    commands_simulate,
     commands_study,
 )
 from orchestrator.commands_run import INTERRUPTED, USER_ERROR
@@ -37,6 +38,7 @@ app = typer.Typer(
     epilog="Example: nas run experiments/quickstart.yaml",
 )
 commands_run.add_to(app)
+commands_simulate.add_to(app)
 commands_study.add_to(app)
 commands_look.add_to(app)
 commands_data.add_to(app)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator import display, oracle_report, results
+from orchestrator import display, notices, oracle_report, results
 from orchestrator.genotypes import find_genotype, find_with_space
 from orchestrator.progress import Estimate, Outcome, Reporter
 from spaces.core.errors import NasError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 GOOD, TRIALS_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 DEFAULT_ROOT = Path("studies")
 _DARTS_STACKS = {"darts", "s1", "s2", "s3", "s4"}  # a retraining's settings mean the same in them
+_MOST_LINES = 200  # nobody reads more on a terminal
 
 Root = Annotated[
     Path,
@@ -63,6 +64,7 @@ def run(
     from orchestrator import config
 
     experiment = config.load_experiment(file, overrides or (), name)
+    config.check_real(experiment)
     config.check_hardware(experiment)
     config.check_oracle(experiment)
     config.check_data(experiment)
@@ -75,9 +77,9 @@ def run(
         return
     from orchestrator import runner
 
-    with _training(experiment.name, root) as reporter:
+    with training(experiment.name, root) as reporter:
         outcome = runner.run_study(experiment, root, command=context.obj, reporter=reporter)
-    _finish(outcome, root, as_json)
+    finish(outcome, root, as_json)
 
 
 def resume(
@@ -90,9 +92,9 @@ def resume(
     opened = _open(study, root)
     from orchestrator import runner
 
-    with _training(opened.name, opened.root) as reporter:
+    with training(opened.name, opened.root) as reporter:
         outcome = runner.resume_study(opened, command=context.obj, reporter=reporter)
-    _finish(outcome, opened.root, as_json)
+    finish(outcome, opened.root, as_json)
 
 
 def retrain(
@@ -133,9 +135,9 @@ def retrain(
         from orchestrator import runner
 
         study = Study.open(what, root)
-        with _training(study.name, study.root) as reporter:
+        with training(study.name, study.root) as reporter:
             outcome = runner.retrain_study(study, command=context.obj, reporter=reporter)
-        _finish(outcome, study.root, as_json)
+        finish(outcome, study.root, as_json)
         return
     if like is None:
         raise NasError(
@@ -148,6 +150,7 @@ def retrain(
     genotype = find_with_space(what)
     own = [] if genotype is None else _own_network(what, genotype, file)
     experiment = config.load_experiment(file, [*own, *(overrides or ())], name)
+    config.check_real(experiment)
     space = experiment.settings("space")["name"]
     if genotype is None:
         genotype = find_genotype(what, space)
@@ -164,11 +167,11 @@ def retrain(
 
     checks.check_network(experiment, checks.space_of(experiment), genotype)
     costs.check_genotype(experiment, genotype)
-    with _training(experiment.name, root) as reporter:
+    with training(experiment.name, root) as reporter:
         outcome = runner.retrain_genotype(
             genotype, experiment, root, command=context.obj, reporter=reporter
         )
-    _finish(outcome, root, as_json)
+    finish(outcome, root, as_json)
 
 
 def _own_network(what: str, genotype: Genotype, file: Path) -> list[str]:
@@ -231,7 +234,7 @@ def _open(study: str, root: Path) -> Study:
 
 
 @contextmanager
-def _training(study_name: str, root: Path) -> Iterator[Reporter]:
+def training(study_name: str, root: Path) -> Iterator[Reporter]:
     """Give a display; a Ctrl-C ends it and says how to go on."""
     reporter = display.reporter()
     reporter.message(f"study {study_name} in {short((root / study_name).absolute())}")
@@ -245,7 +248,7 @@ def _training(study_name: str, root: Path) -> Iterator[Reporter]:
         reporter.close()
 
 
-def _finish(outcome: Outcome, root: Path, as_json: bool) -> None:
+def finish(outcome: Outcome, root: Path, as_json: bool) -> None:
     """Write the report, print the table and where to look next, and exit."""
     from orchestrator.report import write_report
 
@@ -254,10 +257,11 @@ def _finish(outcome: Outcome, root: Path, as_json: bool) -> None:
     failed = outcome.failed + outcome.diverged
     if as_json:
         document = dataclasses.asdict(outcome)
+        said = notices.marks(study.experiment)
         table = report.to_json()
-        display.say_json({**document, "report": str(report.markdown), "table": table})
+        display.say_json({**said, **document, "report": str(report.markdown), "table": table})
     else:
-        show_results(report.results)
+        show_results(report.results, notices.notices(study.experiment))
         show_oracle(report.oracle)
         display.say(f"report  {short(report.html)}")
         display.say(f"browse  {ui_command(study)}")
@@ -269,11 +273,12 @@ def _finish(outcome: Outcome, root: Path, as_json: bool) -> None:
     raise typer.Exit(TRIALS_FAILED if failed else GOOD)
 
 
-def show_results(lines: Sequence[results.Result]) -> None:
-    """Print the table of results on stdout."""
-    cells = [line.cells() for line in lines]
-    display.say_table(display.table(results.COLUMNS, cells, numeric=results.NUMERIC))
-    display.say("")
+def show_results(lines: Sequence[results.Result], said: Sequence[str] = ()) -> None:
+    """Print the table of results on stdout, below what has to be said of it first."""
+    for sentence in said:
+        display.say(sentence)
+        display.say("")
+    _show_lines(results.COLUMNS, [line.cells() for line in lines], results.NUMERIC)
 
 
 def show_oracle(shown: OracleView) -> None:
@@ -281,10 +286,19 @@ def show_oracle(shown: OracleView) -> None:
     if shown.reason:
         display.note(shown.reason)
     if shown.lines:
-        cells = [line.cells() for line in shown.lines]
+        if shown.simulated:
+            display.say("True accuracy of what the simulated searches found")
         columns = oracle_report.COLUMNS
-        display.say_table(display.table(columns, cells, numeric=columns[2:]))
-        display.say("")
+        _show_lines(columns, [line.cells() for line in shown.lines], columns[2:])
+
+
+def _show_lines(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[str]
+) -> None:
+    display.say_table(display.table(columns, cells[:_MOST_LINES], numeric=numeric))
+    if len(cells) > _MOST_LINES:
+        display.say(f"... and {len(cells) - _MOST_LINES:,} more lines: all are in the report.")
+    display.say("")
 
 
 def _show_estimate(experiment: Experiment, estimate: Estimate, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator import display, results
+from orchestrator import display, notices, results
 from orchestrator.commands_run import (
     DEFAULT_ROOT,
     TRIALS_FAILED,
@@ -79,7 +79,7 @@ def status(
     rows = [
         (
             state["name"],
-            state["state"],
+            _state(state),
             _counts(state["search"]),
             _counts(state["retrain"]),
             _best(state),
@@ -103,6 +103,7 @@ def study_state(study: Study) -> dict[str, Any]:
     best = summary.best
     return {
         "name": study.name,
+        **notices.marks(study.experiment),
         "state": state,
         "path": str(study.path),
         "created": study.created,
@@ -116,6 +117,10 @@ def study_state(study: Study) -> dict[str, Any]:
         "progress": progress if summary.holder is not None else None,
         "resume": resume_command(study.name, study.root) if state == "incomplete" else None,
     }
+
+
+def _state(state: dict[str, Any]) -> str:
+    return f"{state['state']}, simulated" if state["simulated"] else str(state["state"])
 
 
 def _progress(study: Study) -> dict[str, Any]:
@@ -138,7 +143,7 @@ def _best(state: dict[str, Any]) -> str:
 
 def _show_state(state: dict[str, Any]) -> None:
     lines = {
-        "study": f"{state['name']} ({state['state']})",
+        "study": f"{state['name']} ({_state(state)})",
         "folder": str(short(Path(state["path"]))),
         "made": f"{state['created']} by: {state['command']}",
         "searches": _counts(state["search"]),
@@ -156,6 +161,8 @@ def _show_state(state: dict[str, Any]) -> None:
         lines["go on"] = state["resume"]
     for key, value in lines.items():
         display.say(f"{key:<12} {value}")
+    for sentence in state["notices"]:
+        display.say(sentence)
 
 
 def report(study: StudyName, root: Root = DEFAULT_ROOT, as_json: Json = False) -> None:
@@ -163,13 +170,14 @@ def report(study: StudyName, root: Root = DEFAULT_ROOT, as_json: Json = False) -
     from orchestrator.report import write_report
     from orchestrator.study import Study
 
-    written = write_report(Study.open(study, root))
+    opened = Study.open(study, root)
+    written = write_report(opened)
     if as_json:
         table = written.to_json()
         paths = {"markdown": str(written.markdown), "html": str(written.html)}
-        display.say_json({"study": study, **paths, **table})
+        display.say_json({"study": study, **notices.marks(opened.experiment), **paths, **table})
         return
-    show_results(written.results)
+    show_results(written.results, notices.notices(opened.experiment))
     show_oracle(written.oracle)
     display.say(f"report  {short(written.html)}")
 
@@ -213,9 +221,10 @@ def select(
     if as_json:
         document = written.to_json()
         counts = {"selected": total - len(failed), "failed": len(failed), "before": planned.done}
+        document |= notices.marks(opened.experiment)
         display.say_json({"study": opened.name, "rule": planned.name, **counts, **document})
     else:
-        show_results(written.results)
+        show_results(written.results, notices.notices(opened.experiment))
         show_oracle(written.oracle)
         display.say(f"train   nas retrain {opened.name}   (the best genotype of each line)")
     if failed:
@@ -330,9 +339,11 @@ def sync(
     tracking.prepare_store(uri)
     sent = tracking.rebuild(opened, uri) if rebuild else tracking.drain(opened.path, uri)
     if as_json:
-        display.say_json({"study": opened.name, "tracking_uri": uri, "sent": sent})
+        marks = notices.marks(opened.experiment)
+        display.say_json({"study": opened.name, **marks, "tracking_uri": uri, "sent": sent})
         return
-    display.say(f"{sent} {'rows' if rebuild else 'records'} sent to {uri}")
+    what = f"{'simulated ' if opened.simulated else ''}{'rows' if rebuild else 'records'}"
+    display.say(f"{sent} {what} sent to {uri}")
 
 
 def ui(

@@ -10,7 +10,13 @@ from typing import Any
 
 import yaml
 
-from orchestrator.checks import check_data, check_hardware, check_methods, check_oracle
+from orchestrator.checks import (
+    check_data,
+    check_hardware,
+    check_methods,
+    check_oracle,
+    check_real,
+)
 from orchestrator.costs import check_limits
 from orchestrator.dataset_paths import Folders
 from orchestrator.errors import ConfigError
@@ -27,6 +33,7 @@ __all__ = [
     "check_limits",
     "check_methods",
     "check_oracle",
+    "check_real",
     "dump",
     "json_schema",
     "load_experiment",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator import factors
-from orchestrator.experiment import Asha, Experiment, Median
+from orchestrator.experiment import ORACLE_METRICS, Asha, Experiment, Median
 from orchestrator.problems import Problems
 from orchestrator.sweep_words import candidates, canonical
 
@@ -25,6 +25,8 @@ def check(experiment: Experiment, given: Mapping[str, Any], problems: Problems) 
     """
     if not problems.under("tune"):
         _mode(experiment, problems)
+    if not problems.under("tune", "oracle", "retrain"):
+        _oracle_metric(experiment, problems)
     if not problems.under("tune", "search"):
         _scheduler_epochs(experiment, problems)
     if not problems.under("tune", "seeds"):
@@ -49,9 +51,33 @@ def check(experiment: Experiment, given: Mapping[str, Any], problems: Problems) 
 
 def _mode(experiment: Experiment, problems: Problems) -> None:
     metric, mode = experiment.tune.metric, experiment.tune.mode
-    best = "min" if metric == "val_loss" else "max"
+    best = "min" if metric.endswith(("loss", "regret")) else "max"
     if mode != best:
         problems.add("tune.mode", f"tune.mode must be {best} for {metric}, got {mode!r}.")
+
+
+def _oracle_metric(experiment: Experiment, problems: Problems) -> None:
+    asked = {"tune.metric": experiment.tune.metric}
+    if experiment.retrain is not None:
+        asked["retrain.by"] = experiment.retrain.by
+    of_oracle = {key: value for key, value in asked.items() if value in ORACLE_METRICS}
+    for key, value in of_oracle.items():
+        if not experiment.tune.allow_oracle_metric:
+            problems.add(
+                key,
+                f"{key} cannot be of the oracle, got {value!r}: its table holds the test "
+                "accuracies that the study is judged by, so that what they lead to would prove "
+                "nothing. Write val_accuracy. tune.allow_oracle_metric: true allows it all the "
+                "same, and is then said in every output.",
+            )
+        elif experiment.oracle is None:
+            problems.add(key, f"{key} {value!r} needs an oracle: name a table by `oracle:`.")
+    if experiment.tune.allow_oracle_metric and not of_oracle:
+        problems.add(
+            "tune.allow_oracle_metric",
+            "tune.allow_oracle_metric has no effect: neither tune.metric nor retrain.by is of the "
+            "oracle. Leave it out.",
+        )
 
 
 def _scheduler_epochs(experiment: Experiment, problems: Problems) -> None:

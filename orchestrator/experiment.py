@@ -12,7 +12,9 @@ from orchestrator.errors import ConfigError
 from trainables.settings import RetrainSettings, own_of_consistent
 
 METRICS = ("val_accuracy", "val_loss")
-Metric = Literal["val_accuracy", "val_loss"]
+# Of the test split: allowed by `tune.allow_oracle_metric` alone, and said in every output.
+ORACLE_METRICS = ("oracle/test_accuracy", "oracle/test_regret")
+Metric = Literal["val_accuracy", "val_loss", "oracle/test_accuracy", "oracle/test_regret"]
 SWEEP_WORDS = ("grid", "choice", "uniform", "loguniform", "randint")
 
 
@@ -87,6 +89,8 @@ class Tune(Record):
         seeds_per_trial: Seeds that one Ray trial runs in lock-step; "all" or a number.
         max_concurrent: Most Ray trials at a time; None is what the resources allow.
         max_failures: Times that a crashed trial is started again from its checkpoint.
+        allow_oracle_metric: Whether `metric` or `retrain.by` may be of the oracle, so that searches
+            are led by the test accuracies that they are judged by; every output says so then.
     """
 
     metric: Metric = "val_accuracy"
@@ -98,6 +102,7 @@ class Tune(Record):
     seeds_per_trial: Literal["all"] | int = 1
     max_concurrent: int | None = None
     max_failures: int = 2
+    allow_oracle_metric: bool = False
 
 
 class RaySettings(Record):
@@ -175,6 +180,18 @@ class Limits(Record):
         )
 
 
+class Simulation(Record):
+    """That nothing is trained, and how trials that cost nothing are run. `nas simulate` writes it.
+
+    Attributes:
+        ray: Whether they run on Ray, as real ones do, or in the driver's own process.
+        response: Made-up effect of what is drawn, named in every output; "none" has no effect.
+    """
+
+    ray: bool = True
+    response: Literal["none", "middle"] = "none"
+
+
 class Experiment(Record):
     """One experiment file, checked, with every default filled in.
 
@@ -188,6 +205,7 @@ class Experiment(Record):
         search: Every field of `SearchSettings`.
         diagnostics: Every field of each of `DIAGNOSTICS` that is on: costly, changing no result.
         oracle: Benchmark table in which reports look genotypes up, with its settings; or None.
+        simulation: Set where searches and retrainings are looked up in the oracle's table, or None.
         retrain: Retraining of the best genotypes, or None.
         limits: Cost over which a genotype is not retrained, or None. It is that of the network that
             `retrain` builds, or without it of the space's published evaluation network.
@@ -205,6 +223,7 @@ class Experiment(Record):
     search: dict[str, Any]
     diagnostics: dict[str, dict[str, Any]] = {}
     oracle: dict[str, Any] | None = None
+    simulation: Simulation | None = None
     retrain: Retrain | None = None
     limits: Limits | None = None
     tune: Tune = Tune()

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -96,8 +97,9 @@ def label(configurations: Iterable[Configuration]) -> dict[str, str]:
     """Return a label for each configuration, by its id, that says what differs between them."""
     by_id = {item.config_id: item.settings for item in configurations}
     labels = whole_labels(list(by_id.values()))
+    taken = Counter(labels)
     return {
-        config_id: text if labels.count(text) == 1 else f"{text} ({config_id})"
+        config_id: text if taken[text] == 1 else f"{text} ({config_id})"
         for config_id, text in zip(by_id, labels, strict=True)
     }
 

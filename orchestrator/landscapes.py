@@ -29,12 +29,14 @@ def find_runs(texts: Sequence[str], root: Path) -> list[Run]:
         root: Folder of studies.
 
     Raises:
-        StudyError: There is no such study or row, or its supernet is not stored.
+        StudyError: There is no such study or row, its supernet is not stored, or it is simulated.
     """
     found: list[Run] = []
     for text in texts:
         name, colon, key = text.partition(":")
         study = Study.open(name, root)
+        if study.simulated:
+            raise StudyError(f"study {study.name} is simulated: no supernet was trained in it.")
         use_plugins(study)
         rows = [row for row in study.rows("search") if row.status == "finished"]
         stored = [row for row in rows if row.final and (study.path / row.final).is_file()]

@@ -172,6 +172,11 @@ class Row:
         if not all(isinstance(entry, dict) for entry in self.curve):
             raise ValueError("every entry of curve must be a mapping")
 
+    @property
+    def simulated(self) -> bool:
+        """Whether it was looked up in a table by `nas simulate`, and nothing was trained."""
+        return "simulation" in self.settings
+
     def value(self, metric: str) -> float | None:
         """Return `metric` at the last epoch of the curve that has it as a finite number."""
         return _first(self.curve[::-1], metric)
@@ -191,7 +196,7 @@ class Row:
         value = self.genotype_value(metric)
         if value is None:
             return -math.inf
-        return -value if metric.endswith("loss") else value
+        return -value if metric.endswith(("loss", "regret")) else value
 
 
 def _first(entries: Iterable[Mapping[str, Any]], metric: str) -> float | None:
@@ -253,11 +258,15 @@ class Ledger:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
 
-    def write(self, row: Row) -> bool:
+    def write(self, row: Row, *, durable: bool = True) -> bool:
         """Write `row` whole; return False where a finished row was kept instead.
 
         A worker that lost touch with its driver may end late and badly: it never takes the place
         of a finished row.
+
+        Args:
+            row: The row.
+            durable: Whether it has to outlive a loss of power; a simulated one is made again.
 
         Raises:
             ValueError: The row is still running, or its key is not one.
@@ -268,7 +277,7 @@ class Ledger:
             raise ValueError(f"key must be 16 hex characters, got {row.key!r}")
         if row.status != "finished" and self.has_finished(row.key):
             return False
-        write_row(self.folder / f"{row.key}.json", row)
+        write_row(self.folder / f"{row.key}.json", row, durable=durable)
         return True
 
     def read(self, key: str) -> Row | None:
@@ -325,10 +334,10 @@ class Ledger:
         return None
 
 
-def write_row(path: Path, row: Row) -> None:
+def write_row(path: Path, row: Row, *, durable: bool = True) -> None:
     """Write a row, finished or partial, so that a reader sees the old file or the new one."""
     text = json.dumps(row.to_json(), separators=(",", ":"), allow_nan=False)
-    replace_file(path, text.encode())
+    replace_file(path, text.encode(), durable=durable)
 
 
 def read_row(path: Path) -> Row | None:

@@ -147,7 +147,7 @@ class Monitor:
             ended = replace(partial, status="stopped", stop=stop, error=None, ended=time.time())
         else:
             ended = replace(partial, status="failed", error=error, stop=None, ended=time.time())
-        self.study.ledger.write(ended)
+        self.study.ledger.write(ended, durable=not self.study.simulated)
         return ended
 
     def _announce(self, key: str, now: float) -> None:
@@ -199,7 +199,7 @@ class Monitor:
         )
         self.reporter.update(progress)
         text = json.dumps({**asdict(progress), "time": time.time()})
-        replace_file(self.study.progress, text.encode())
+        replace_file(self.study.progress, text.encode(), durable=not self.study.simulated)
 
     def _left(self) -> float | None:
         """Estimate the seconds left from the epochs that this run has done so far.

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.oracle_section import fixed_spaces
+from orchestrator.oracle_section import fixed_spaces, title_of
 from spaces.core import plugins
 from spaces.core.errors import NasError
 
@@ -71,7 +71,7 @@ class StudyOracle:
         loaded = [self._oracle(each) for each in fixed_spaces(space)]
         loaded = loaded or [self._module.load(self._config)]
         chosen = {key: value for key, value in settings.items() if key not in ("name", "path")}
-        self.title = " ".join([self.name, *(str(value) for value in chosen.values())])
+        self.title = title_of(settings)
         tables = [[each.size, each.best_test_accuracy] for each in loaded]
         facts = json.dumps([self.name, chosen, tables])
         self.digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
@@ -79,6 +79,10 @@ class StudyOracle:
     def of_row(self, row: Row) -> Truth | None:
         """Return what the table says of the row's genotype, or None."""
         return self._truth(row, row.genotype)
+
+    def of_genotype(self, space: Mapping[str, Any], form: Mapping[str, Any]) -> Truth | None:
+        """Return what the table says of a genotype, given as JSON, of a space, or None."""
+        return self._looked_up(space, form)
 
     def by_epoch(self, row: Row) -> dict[int, Truth]:
         """Return what the table says of the genotype after each epoch, where it has it."""

@@ -80,19 +80,22 @@ class OracleView:
         reason: Why there are no lines, in one line; empty where nothing is wrong.
         lines: One for each label that has finished searches.
         datasets: What these searched on.
+        simulated: Whether the searches are simulated, in the same table.
     """
 
     title: str = ""
     reason: str = ""
     lines: tuple[Line, ...] = ()
     datasets: tuple[str, ...] = ()
+    simulated: bool = False
 
     def to_json(self) -> dict[str, Any] | None:
         """Return it as plain JSON; None where the study has no oracle."""
         if not self.title and not self.reason:
             return None
         rows = [line.to_json() for line in self.lines]
-        return {"oracle": self.title or None, "reason": self.reason or None, "rows": rows}
+        head = {"oracle": self.title or None, "reason": self.reason or None}
+        return {**head, "simulated": self.simulated, "rows": rows}
 
 
 def view(rows: Sequence[Row], oracle: StudyOracle | None, reason: str) -> OracleView:
@@ -109,7 +112,8 @@ def view(rows: Sequence[Row], oracle: StudyOracle | None, reason: str) -> Oracle
             own = finished[0].config_id in searched
             lines.append(_line(label, finished, oracle, by_epoch=own))
     datasets = tuple(dict.fromkeys(row.dataset for row in searches))
-    return OracleView(oracle.title, lines=tuple(lines), datasets=datasets)
+    simulated = any(row.simulated for row in searches)
+    return OracleView(oracle.title, lines=tuple(lines), datasets=datasets, simulated=simulated)
 
 
 def blocks(shown: OracleView, folder: Path) -> list[Block]:
@@ -125,10 +129,10 @@ def blocks(shown: OracleView, folder: Path) -> list[Block]:
         Heading("True accuracy"),
         Grid(COLUMNS, [line.cells() for line in shown.lines], COLUMNS[2:]),
         Paragraph(
-            f"Of the genotypes that the searches on {', '.join(shown.datasets)} found, by the "
-            f"table {shown.title}, whose authors trained every architecture; no search has seen "
-            f"it. Regret is the best test accuracy of the table's {said}architectures less that "
-            "of the genotype; ranks are among them, 1 being the best."
+            f"Of the genotypes that the {_searches(shown)} found, by the table {shown.title}, "
+            f"whose authors trained every architecture; {_seen(shown)}. Regret is the best test "
+            f"accuracy of the table's {said}architectures less that of the genotype; ranks are "
+            "among them, 1 being the best."
             + (f" The table does not have {lacking} of the genotypes." if lacking else "")
         ),
     ]
@@ -136,7 +140,8 @@ def blocks(shown: OracleView, folder: Path) -> list[Block]:
     if series:
         few = dict(list(series.items())[: plots.MOST_LABELS])
         path = folder / "oracle_regret.png"
-        plots.curves(few, path, ylabel="regret in true test accuracy, points", legend="best")
+        what = "simulated regret" if shown.simulated else "regret"
+        plots.curves(few, path, ylabel=f"{what} in true test accuracy, points", legend="best")
         text = "Regret of the genotype after each epoch: mean over seeds, 95 % interval shaded."
         if len(series) > len(few):
             text += f" The first {len(few)} lines of the table."
@@ -160,6 +165,18 @@ def _line(label: str, rows: Sequence[Row], oracle: StudyOracle, *, by_epoch: boo
         test_accuracy=summarize([truth.test_accuracy for truth in truths.values()]),
         test_regret=summarize([truth.test_regret for truth in truths.values()]),
     )
+
+
+def _searches(shown: OracleView) -> str:
+    if shown.simulated:
+        return "simulated searches"  # on no images
+    return f"searches on {', '.join(shown.datasets)}"
+
+
+def _seen(shown: OracleView) -> str:
+    if shown.simulated:
+        return "the searches have seen its validation accuracies alone"
+    return "no search has seen it"
 
 
 def _sentence(reason: str) -> str:

@@ -31,8 +31,7 @@ def check_oracle(
     if oracle is None:
         return None
     known = plugins.describe("oracles", oracle["name"]).spaces
-    names = [str(each["name"]) for each in _alternatives(space)] if space else []
-    for name in dict.fromkeys(names):
+    for name in space_names(space) if space else ():
         if not any(fnmatchcase(name, pattern) for pattern in known):
             problems.add(
                 "oracle",
@@ -40,6 +39,17 @@ def check_oracle(
                 f"experiment searches {name}: it has none of its genotypes. Leave the oracle out.",
             )
     return oracle if folders is None else absolute_paths(oracle, folders, problems, "oracle")
+
+
+def title_of(oracle: Mapping[str, Any]) -> str:
+    """Return how reports call a checked section `oracle`: name and settings, without the path."""
+    chosen = [str(value) for key, value in oracle.items() if key not in ("name", "path")]
+    return " ".join([str(oracle["name"]), *chosen])
+
+
+def space_names(space: Mapping[str, Any]) -> list[str]:
+    """Return the names of the spaces that a checked section `space` can mean, each once."""
+    return list(dict.fromkeys(str(each["name"]) for each in _alternatives(space)))
 
 
 def fixed_spaces(space: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -6,11 +6,19 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import cost_report, diagnosis, oracle, oracle_report, plots
+from orchestrator import (
+    cost_report,
+    diagnosis,
+    notices,
+    oracle,
+    oracle_metric,
+    oracle_report,
+    plots,
+)
 from orchestrator.cost_report import CostView
 from orchestrator.document import (
     Block,
@@ -73,7 +81,7 @@ class Report:
 
 def write_report(study: Study) -> Report:
     """Write the report of what a study's folder holds now, finished or not."""
-    rows = study.rows()
+    rows = oracle_metric.filled(study, study.rows())
     retrain = study.experiment.retrain
     by = retrain.by if retrain else "val_accuracy"
     given, limits = retrain.given() if retrain else None, study.experiment.limits
@@ -82,12 +90,15 @@ def write_report(study: Study) -> Report:
     truth = oracle_report.view(rows, *oracle.of_study(study))
     folder = study.report
     folder.mkdir(parents=True, exist_ok=True)
+    said = notices.notices(study.experiment)
+    title = f"Simulated study {study.name}" if study.simulated else f"Study {study.name}"
     blocks: list[Block] = [
-        Heading(f"Study {study.name}", 1),
+        Heading(title, 1),
+        *(Paragraph(sentence) for sentence in said),
         *_state(study),
         Heading("Results"),
         Grid(COLUMNS, [result.cells() for result in results], NUMERIC),
-        Paragraph(" ".join(caption(results, by))),
+        Paragraph(" ".join(caption(results, by, simulated=study.simulated))),
         *_curve_blocks(rows, results, folder),
         *oracle_report.blocks(truth, folder),
         *cost_report.blocks(costs, folder),
@@ -100,6 +111,8 @@ def write_report(study: Study) -> Report:
         *_environment_blocks(rows),
         *_reproduce_blocks(study),
     ]
+    if study.simulated:
+        blocks = [_as_simulated(block) for block in blocks]
     report = Report(
         markdown=folder / "report.md",
         html=folder / "report.html",
@@ -108,11 +121,21 @@ def write_report(study: Study) -> Report:
         oracle=truth,
         costs=costs,
     )
-    table = {"study": study.name, **report.to_json()}
+    head = {"study": study.name, **notices.marks(study.experiment)}
+    table = {**head, **report.to_json()}
     replace_file(report.table, json.dumps(table, indent=2, allow_nan=False).encode())
-    replace_file(report.html, to_html(blocks, f"Study {study.name}").encode())
+    replace_file(report.html, to_html(blocks, title).encode())
     replace_file(report.markdown, to_markdown(blocks, folder).encode())
     return report
+
+
+def _as_simulated(block: Block) -> Block:
+    """Return a block that says what it is, also where it is looked at alone."""
+    if isinstance(block, Heading) and block.level > 1:
+        return replace(block, text=f"{block.text} (simulated)")
+    if isinstance(block, Picture):
+        return replace(block, caption=f"Simulated. {block.caption}")
+    return block
 
 
 def _state(study: Study) -> list[Block]:
@@ -148,7 +171,8 @@ def _curve_blocks(rows: Sequence[Row], results: Sequence[Result], folder: Path) 
     if not series and not others:
         return []
     path = folder / "val_accuracy.png"
-    plots.curves(series, path, ylabel="val accuracy of the supernet, %", stopped=others)
+    whose = "simulated val accuracy" if rows[0].simulated else "val accuracy of the supernet"
+    plots.curves(series, path, ylabel=f"{whose}, %", stopped=others)
     text = "Validation accuracy: mean over seeds, 95 % interval shaded, for 3 seeds or more"
     if others:
         text += "; grey: rows that did not finish"
@@ -158,7 +182,7 @@ def _curve_blocks(rows: Sequence[Row], results: Sequence[Result], folder: Path) 
 
 
 def _diagnosis_blocks(rows: Sequence[Row], folder: Path) -> list[Block]:
-    groups = by_label([row for row in rows if row.stage == "search"])
+    groups = by_label([row for row in rows if row.stage == "search" and not row.simulated])
     found = diagnosis.diagnose(groups)
     if not found:
         return []
@@ -300,7 +324,9 @@ def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _reproduce_blocks(study: Study) -> list[Block]:
-    again = shlex.join(["nas", "run", str(study.experiment_file), "--name", f"{study.name}-again"])
+    command = "simulate" if study.simulated else "run"
+    name = f"{study.name}-again"
+    again = shlex.join(["nas", command, str(study.experiment_file), "--name", name])
     blocks: list[Block] = [
         Heading("Reproduce"),
         Paragraph(f"The study was made on {study.created} by:"),
@@ -310,5 +336,6 @@ def _reproduce_blocks(study: Study) -> list[Block]:
     ]
     if study.test_reads.is_file():
         reads = len(study.test_reads.read_text(encoding="utf-8").splitlines())
-        blocks.append(Paragraph(f"The test split was read {reads} times in this study."))
+        what = "A test accuracy of the table" if study.simulated else "The test split"
+        blocks.append(Paragraph(f"{what} was read {reads} times in this study."))
     return blocks

@@ -10,19 +10,24 @@ import contextlib
 import math
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import costs, factors, planning, sweep, tracking
 from orchestrator.errors import StudyError
-from orchestrator.experiment import Experiment, has_sweep
+from orchestrator.experiment import ORACLE_METRICS, Experiment, has_sweep
 from orchestrator.ledger import Row
 from orchestrator.monitor import Monitor
+from orchestrator.notices import notices
+from orchestrator.oracle_metric import OracleMetric, filled
 from orchestrator.outbox import Outbox, row_record, study_end_record, study_record
 from orchestrator.progress import Outcome, Reporter, Stage
 from orchestrator.searchers import Known, ListSearcher, OptunaSearcher, finite
+from orchestrator.shown_scheduler import ShownScheduler
+from orchestrator.simulated_loop import run_here
+from orchestrator.simulating import DEFAULT_CONCURRENT, SimulatedStudy
 from orchestrator.study import Study
 from orchestrator.study_trial import ENDED, StudyRetrain, StudySearch
 from orchestrator.units import Unit
@@ -30,7 +35,10 @@ from orchestrator.units import Unit
 if TYPE_CHECKING:
     from spaces.core.genotype import Genotype
 
+OnResult = Callable[[dict[str, Any], dict[str, Any]], None]
+
 DRAIN_PATIENCE_S = 15.0
+SIMULATED_PATIENCE_S = 5.0
 STORE_PATIENCE_S = 20.0
 
 
@@ -115,16 +123,27 @@ class _Driver:
         self.stack = ExitStack()
         self.resources: Mapping[str, float] | None = None
         self.status = "interrupted"
+        self.simulation: SimulatedStudy | None = None
+        self.oracle_metric: OracleMetric | None = None
 
     def run(self, stages: Sequence[Stage] = ("search", "retrain")) -> Outcome:
         """Run the stages in order; a stage that could not be completed ends the run."""
         with self.stack:
             self.stack.enter_context(self.study.hold())
             self._note_command()
+            for sentence in notices(self.experiment):
+                self.reporter.message(sentence)
             uri = tracking.tracking_uri(self.experiment, self.study.root)
-            store = tracking.start_preparing(self.study, uri)
             digest = planning.plugins_digest()
-            self.identity = planning.identity(self.experiment, plugins_digest=digest)
+            if self.study.simulated:
+                self.simulation = SimulatedStudy(self.study)
+                store, identity = None, self.simulation.identity(plugins_digest=digest)
+            else:
+                store = tracking.start_preparing(self.study, uri)
+                identity = planning.identity(self.experiment, plugins_digest=digest)
+            self.identity = identity
+            if self.experiment.tune.metric in ORACLE_METRICS:
+                self.oracle_metric = OracleMetric(self.study, self.experiment.tune.metric)
             self.outbox = self.stack.enter_context(Outbox(self.study.outbox))
             self.stack.enter_context(self._tracking(uri, store))
             complete, planned = True, set[str]()
@@ -159,18 +178,25 @@ class _Driver:
         if notice:
             self.reporter.message(notice)
         self.outbox.append(study_record(time.time()))
-        drain = tracking.start_drain(self.study, uri)
+        # A simulation is over before MLflow has its first rows: sending them now would slow it.
+        drain = None if self.simulation else tracking.start_drain(self.study, uri)
         status = "interrupted"
         try:
             yield
             status = self.status
         finally:
             self.outbox.append(study_end_record(status, time.time()))
-            self._await(drain)
+            self._await(drain or tracking.start_drain(self.study, uri))
 
     def _await(self, drain: subprocess.Popen[bytes]) -> None:
         """Wait for MLflow to show all of the study, but not for long."""
-        if not tracking.wait_a_while(drain, DRAIN_PATIENCE_S):
+        if self.simulation is not None:
+            if not tracking.wait_a_while(drain, SIMULATED_PATIENCE_S):
+                self.reporter.message(
+                    "MLflow is being filled by a process of its own, which goes on after this one: "
+                    f"{self.study.logs / 'tracking.log'}"
+                )
+        elif not tracking.wait_a_while(drain, DRAIN_PATIENCE_S):
             self.reporter.message(
                 "MLflow has not got everything yet; nothing is lost. When it can be reached: "
                 f"nas sync {self.study.name}"
@@ -185,7 +211,8 @@ class _Driver:
         configurations = planning.known_configurations(experiment)
         labels = factors.label(configurations)
         units = planning.search_units(experiment, configurations, self.identity, labels)
-        self._run_list("search", units, StudySearch)
+        units = self._as_simulated(units)
+        self._run_list("search", units)
         return _keys(units)
 
     def _search_optuna(self) -> set[str]:
@@ -196,7 +223,8 @@ class _Driver:
         def make_unit(configuration: factors.Configuration) -> Unit:
             label = blocks[configuration.block].label
             labels = {configuration.config_id: label}
-            (unit,) = planning.search_units(experiment, [configuration], self.identity, labels)
+            units = planning.search_units(experiment, [configuration], self.identity, labels)
+            (unit,) = self._as_simulated(units)
             made[configuration.config_id] = unit
             monitor.add(unit)
             return unit
@@ -219,7 +247,7 @@ class _Driver:
                 known=known,
             )
             left = wanted - sum(item.value is not None for item in known)
-            self._run_tuner(monitor, searcher, StudySearch, left)
+            self._run_tuner(monitor, searcher, left)
             monitor.give_up()
         # What was drawn before counts too; what has not been drawn yet is missing all the same.
         keys = {row.key for row in self.study.rows("search")} | _keys(made.values())
@@ -227,7 +255,7 @@ class _Driver:
 
     def _rows_by_configuration(self, blocks: Sequence[factors.Block]) -> dict[str, list[Row]]:
         found: dict[str, list[Row]] = {}
-        for row in [*self.study.rows("search"), *self.study.partial_rows()]:
+        for row in filled(self.study, [*self.study.rows("search"), *self.study.partial_rows()]):
             if row.stage == "search" and row.block < len(blocks):
                 found.setdefault(row.config_id, []).append(row)
         return found
@@ -269,14 +297,17 @@ class _Driver:
             )
         else:
             self._count_costs()
-            rows = self.study.rows("search")
+            rows = filled(self.study, self.study.rows("search"))
             self._tell_limits(rows)
             units = planning.retrain_units(self.experiment, rows, self.identity)
-        self._run_list("retrain", units, StudyRetrain)
+        units = self._as_simulated(units)
+        self._run_list("retrain", units)
         return _keys(units)
 
     def _count_costs(self) -> None:
         """Have every finished search know what its genotype's evaluation network costs."""
+        if self.simulation is not None and self.experiment.limits is None:
+            return  # thousands of networks would take longer than their simulated searches
         for row in costs.fill(self.study):
             self.outbox.append(row_record(row.key, time.time()))
 
@@ -289,9 +320,12 @@ class _Driver:
                 "the report lists them"
             )
 
+    def _as_simulated(self, units: list[Unit]) -> list[Unit]:
+        return units if self.simulation is None else self.simulation.units(units)
+
     # -- running ------------------------------------------------------------------------------
 
-    def _run_list(self, stage: Stage, units: Sequence[Unit], trainable: type) -> None:
+    def _run_list(self, stage: Stage, units: Sequence[Unit]) -> None:
         total = len(_keys(units))
         monitor = Monitor(self.study, self.outbox, self.reporter, stage, units, total, self.started)
         replay = stage == "search" and self.experiment.tune.scheduler is not None
@@ -301,27 +335,36 @@ class _Driver:
             left = [unit for unit in units if not monitor.ended(unit)]
             if left:
                 todo = list(units) if replay else left
-                self._run_tuner(monitor, ListSearcher(todo, self._ray_config), trainable, len(todo))
+                self._run_tuner(monitor, ListSearcher(todo, self._ray_config), len(todo))
             if not monitor.lost:
                 break
             if any(not monitor.ended(unit) and not monitor.is_lost(unit) for unit in units):
                 return  # interrupted: a resume runs the lost ones too
         monitor.give_up()
 
-    def _run_tuner(self, monitor: Monitor, searcher: Any, trainable: type, count: int) -> None:
+    def _run_tuner(self, monitor: Monitor, searcher: Any, count: int) -> None:
         tune = self.experiment.tune
+        searching = monitor.stage == "search"
+        settings = tune.scheduler.model_dump() if tune.scheduler and searching else {}
+        scheduler = sweep.make_scheduler(settings, planning.longest_epochs(self.experiment))
+        on_result: OnResult = monitor.on_result
+        if self.oracle_metric is not None and searching:
+            scheduler = ShownScheduler(scheduler, self.oracle_metric.add)
+            on_result = self._with_oracle_metric(monitor)
+        if self.simulation is not None and not self.simulation.ray:
+            self._run_here(monitor, searcher, scheduler, on_result, count)
+            return
         resources = self._cluster()
         per_trial = {"cpu": tune.per_trial.cpus, "gpu": tune.per_trial.gpus}
+        if self.simulation is not None:
+            per_trial = {"cpu": 1, "gpu": 0}  # what is asked for costs a simulated trial nothing
         fitting = sweep.fits(resources, per_trial["cpu"], per_trial["gpu"])
-        searching = monitor.stage == "search"
-        scheduler = tune.scheduler.model_dump() if tune.scheduler and searching else {}
-        epochs = planning.longest_epochs(self.experiment)
         sweep.run_tuner(
-            trainable,
+            self._trainable(monitor.stage),
             searcher,
-            sweep.make_scheduler(scheduler, epochs),
+            scheduler,
             sweep.make_callback(
-                on_result=monitor.on_result,
+                on_result=on_result,
                 on_end=monitor.on_end,
                 on_tick=monitor.on_tick,
             ),
@@ -333,8 +376,44 @@ class _Driver:
             mode=tune.mode if searching else "max",
             max_failures=tune.max_failures,
             time_budget_s=self._time_left(),
+            driver_metric=self.oracle_metric is not None and searching,
         )
         monitor.on_tick(0)
+
+    def _with_oracle_metric(self, monitor: Monitor) -> OnResult:
+        """Return what completes a result for the searcher, which is told last, and passes it on."""
+
+        def on_result(config: dict[str, Any], result: dict[str, Any]) -> None:
+            if self.oracle_metric is not None:
+                self.oracle_metric.add(config, result)
+            monitor.on_result(config, result)
+
+        return on_result
+
+    def _run_here(
+        self, monitor: Monitor, searcher: Any, scheduler: Any, on_result: OnResult, count: int
+    ) -> None:
+        """Run simulated trials in this process."""
+        tune = self.experiment.tune
+        run_here(
+            self._trainable(monitor.stage),
+            searcher,
+            scheduler,
+            on_result=on_result,
+            on_end=monitor.on_end,
+            on_tick=monitor.on_tick,
+            num_units=count,
+            concurrent=tune.max_concurrent or DEFAULT_CONCURRENT,
+            metric=tune.metric,
+            mode=tune.mode,
+            time_budget_s=self._time_left(),
+        )
+        monitor.on_tick(0)
+
+    def _trainable(self, stage: Stage) -> type:
+        if self.simulation is not None:
+            return self.simulation.trainables[stage]
+        return StudySearch if stage == "search" else StudyRetrain
 
     def _cluster(self) -> Mapping[str, float]:
         if self.resources is None:
@@ -367,7 +446,8 @@ class _Driver:
         if kept is None:
             return
         sign = 1.0 if self.experiment.tune.mode == "max" else -1.0
-        rows = [row for row in self.study.rows("search") if row.final is not None]
+        rows = filled(self.study, self.study.rows("search"))
+        rows = [row for row in rows if row.final is not None]
         rows.sort(key=lambda row: -sign * self._value(row))
         for row in rows[kept:]:
             (self.study.path / str(row.final)).unlink(missing_ok=True)

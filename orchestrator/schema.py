@@ -25,6 +25,7 @@ from orchestrator.experiment import (
     RaySettings,
     Retrain,
     Searcher,
+    Simulation,
     Tune,
 )
 from orchestrator.limits_section import PRESETS
@@ -57,6 +58,7 @@ def json_schema() -> Schema:
         "search": _record(SearchSettings, swept=True),
         "diagnostics": _diagnostics(),
         "oracle": {**_or_none(_plugin("oracles")), "default": None},
+        "simulation": {**_or_none(_record(Simulation)), "default": None},
         "retrain": _or_none(_retrain()),
         "limits": {**_or_none(_limits()), "default": None},
         "tune": _tune(),

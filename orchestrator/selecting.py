@@ -48,8 +48,10 @@ def plan(study: Study, rule: str | Mapping[str, Any]) -> Plan:
     Raises:
         UnknownPluginError: There is no such rule.
         PluginSettingsError: It does not take these settings.
-        StudyError: No finished search has a stored supernet.
+        StudyError: No finished search has a stored supernet, or the study is simulated.
     """
+    if study.simulated:
+        raise StudyError(f"study {study.name} is simulated: no supernet was trained in it.")
     use_plugins(study)
     name, config = plugins.make_config("selections", rule, where="rule")
     settings = plugins.settings_of(name, config)

@@ -10,13 +10,14 @@ import shlex
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import StudyError
+from orchestrator.experiment import ORACLE_METRICS
 from orchestrator.holding import Holder, hold_folder, read_lock
 from orchestrator.ledger import Ledger, Row, Stage, read_row, replace_file
 from spaces.core.errors import near_miss
@@ -98,6 +99,7 @@ class Study:
                 created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
                 record = {"format": STUDY_FORMAT, "id": uuid.uuid4().hex, "name": path.name}
                 record |= {"created": created, "command": text}
+                record |= {"simulated": True} if experiment.simulation is not None else {}
                 # Last: a folder without study.json is no study, and creating it again is safe.
                 replace_file(path / "study.json", json.dumps(record, indent=2).encode())
         except OSError as error:
@@ -151,6 +153,11 @@ class Study:
         return str(self._record["command"])
 
     @property
+    def simulated(self) -> bool:
+        """Whether `nas simulate` made it, so that nothing in it was trained."""
+        return bool(self._record.get("simulated"))
+
+    @property
     def root(self) -> Path:
         """The folder of studies that it is in."""
         return self.path.parent
@@ -166,6 +173,9 @@ class Study:
 
         A study brings the plug-ins that it was started with, and they alone count: NAS_PLUGINS is
         set to them for the rest of this process. Others would change the keys of its rows.
+
+        Raises:
+            StudyError: It was made a simulation by hand, or a real one of a simulation.
         """
         from orchestrator.config import load_resolved
 
@@ -174,7 +184,15 @@ class Study:
             os.environ[ENVIRONMENT_VARIABLE] = kept
         else:
             os.environ.pop(ENVIRONMENT_VARIABLE, None)
-        return load_resolved(self.experiment_file)
+        experiment = load_resolved(self.experiment_file)
+        if (experiment.simulation is not None) != self.simulated:
+            made, said = ("nas simulate", "no") if self.simulated else ("nas run", "a")
+            raise StudyError(
+                f"study {self.name} was made by `{made}`, and its experiment.yaml has {said} "
+                "section `simulation`: what was trained and what was not are never in one study. "
+                f"Undo that in {self.experiment_file}."
+            )
+        return experiment
 
     @property
     def checkpoints(self) -> Path:
@@ -216,6 +234,11 @@ class Study:
         return self.path / "test_reads.jsonl"
 
     @property
+    def searchable(self) -> Path:
+        """File with the part of the oracle's table that simulated searches see."""
+        return self.path / "simulation" / "searchable.npz"
+
+    @property
     def progress(self) -> Path:
         """File in which the driver keeps its latest progress."""
         return self.path / "progress.json"
@@ -244,7 +267,12 @@ class Study:
         sign = 1.0 if tune.mode == "max" else -1.0
         counts: dict[Stage, Counter[str]] = {"search": Counter(), "retrain": Counter()}
         best, best_value = None, None
-        for row in self.ledger.iterate():
+        rows: Iterable[Row] = self.ledger.iterate()
+        if tune.metric in ORACLE_METRICS:
+            from orchestrator.oracle_metric import filled  # here: it reads a table
+
+            rows = filled(self, rows)
+        for row in rows:
             counts[row.stage][row.status] += 1
             value = row.value(tune.metric)
             if row.stage != "search" or row.status not in ("finished", "stopped") or value is None:

@@ -169,6 +169,7 @@ def run_tuner(
     mode: str,
     max_failures: int,
     time_budget_s: float | None,
+    driver_metric: bool = False,
 ) -> None:
     """Run one stage to its end, or until it is told to stop (SIGINT, SIGTERM, the time budget).
 
@@ -185,7 +186,11 @@ def run_tuner(
         mode: "max" or "min".
         max_failures: Retries of a unit whose process died.
         time_budget_s: Seconds after which everything stops; None is no limit.
+        driver_metric: Whether the driver adds `metric` to the results, which lack it when they
+            come: Ray is then not to miss it.
     """
+    if driver_metric:
+        os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     from ray import tune
 
     shutil.rmtree(folder, ignore_errors=True)

@@ -45,7 +45,13 @@ def run_link(experiment_id: str, run_id: str, text: str) -> str:
     return f"[{text}](#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning)"
 
 
-def row_note(row: Row, own: Outcome, related: Iterable[Outcome], experiment_id: str) -> str:
+def row_note(
+    row: Row,
+    own: Outcome,
+    related: Iterable[Outcome],
+    experiment_id: str,
+    said: Sequence[str] = (),
+) -> str:
     """Return the description of a row's run.
 
     Args:
@@ -54,12 +60,17 @@ def row_note(row: Row, own: Outcome, related: Iterable[Outcome], experiment_id: 
         related: Of a search, the retrainings of its genotype; of a retraining, the searches that
             found its genotype.
         experiment_id: MLflow's experiment, for links.
+        said: What has to be said of the study first.
 
     Raises:
         SpaceError: The row's genotype is not one.
     """
     verb = "searched on" if row.stage == "search" else "retrained from scratch on"
+    if row.simulated:
+        verb = "searched by chance in a table, not on"
+        verb = verb if row.stage == "search" else "looked up in a table, not trained on"
     lines = [
+        *(line for sentence in said for line in (sentence, "")),
         f"**{row_label(row)}**, seed {row.seed}: `{row.space}` {verb} `{row.dataset}`,"
         f" {_ending(row)}.",
         "",
@@ -75,15 +86,25 @@ def row_note(row: Row, own: Outcome, related: Iterable[Outcome], experiment_id: 
         lines += [f"- and {len(links) - 20} more"] * (len(links) > 20)
     if row.genotype:
         drawing = f"get-artifact?path=cell.png&run_uuid={own.run_id}"
-        lines += ["", f"![artifact cell.png]({drawing})", "", *_cells(row.genotype)]
+        lines += [] if row.simulated else ["", f"![artifact cell.png]({drawing})"]
+        lines += ["", *_cells(row.genotype)]
     if row.error:
         lines += ["", "**Error**", "", "```", row.error.strip()[-2000:], "```"]
     lines += ["", f"Row `{own.key}` of the ledger."]
     return "\n".join(lines)[:NOTE_LENGTH]
 
 
-def study_note(name: str, outcomes: Sequence[Outcome], experiment_id: str) -> str:
-    """Return the description of a study's run: one line of a table per configuration."""
+def study_note(
+    name: str, outcomes: Sequence[Outcome], experiment_id: str, said: Sequence[str] = ()
+) -> str:
+    """Return the description of a study's run: one line of a table per configuration.
+
+    Args:
+        name: Name of the study.
+        outcomes: Of its rows.
+        experiment_id: MLflow's experiment, for links.
+        said: What has to be said of the study first.
+    """
     groups: dict[str, list[Outcome]] = {}
     for outcome in sorted(outcomes, key=lambda o: (o.label, o.name, o.key)):
         if outcome.stage == "search":
@@ -93,6 +114,7 @@ def study_note(name: str, outcomes: Sequence[Outcome], experiment_id: str) -> st
         if outcome.stage == "retrain" and outcome.genotype_hash:
             retrained.setdefault(outcome.genotype_hash, []).append(outcome)
     lines = [
+        *(line for sentence in said for line in (sentence, "")),
         "| method | n seeds | mean val accuracy | best val accuracy | genotype of the best"
         " | retrain test accuracy | time, all seeds |",
         "|---|---|---|---|---|---|---|",

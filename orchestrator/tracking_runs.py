@@ -128,7 +128,10 @@ def study_totals(outcomes: list[Outcome], end: int) -> list[Point]:
 
 
 def write_artifacts(folder: Path, row: Row) -> None:
-    """Write a row's artifacts: curves.json, and genotype.json and cell.png if it has a genotype."""
+    """Write a row's artifacts: curves.json, and genotype.json and cell.png if it has a genotype.
+
+    The genotype of a simulated row is not drawn.
+    """
     form = row.to_json()
     curves = {name: form[name] for name in ("key", "curve", "genotypes")}
     (folder / "curves.json").write_text(json.dumps(curves))
@@ -140,7 +143,8 @@ def write_artifacts(folder: Path, row: Row) -> None:
         )
     if row.genotype is None:
         return
-    _write_genotype(folder, row.genotype, row.key)
+    # A drawing takes longer than a simulated search, and nearly every one finds a cell of its own.
+    _write_genotype(folder, row.genotype, row.key, drawn=not row.simulated)
     for name, result in row.selections.items():
         own = folder / "selections" / name
         own.mkdir(parents=True)
@@ -148,8 +152,10 @@ def write_artifacts(folder: Path, row: Row) -> None:
         (own / "scores.json").write_text(json.dumps(result))
 
 
-def _write_genotype(folder: Path, form: Mapping[str, Any], key: str) -> None:
+def _write_genotype(folder: Path, form: Mapping[str, Any], key: str, *, drawn: bool = True) -> None:
     (folder / "genotype.json").write_text(json.dumps(form, indent=1))
+    if not drawn:
+        return
     try:
         genotype = Genotype.from_json(form)
     except SpaceError as error:

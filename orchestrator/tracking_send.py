@@ -12,6 +12,7 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
+from orchestrator import notices
 from orchestrator.ledger import Row, Stage
 from orchestrator.oracle import StudyOracle, of_study
 from orchestrator.outbox import EPOCH_METRICS
@@ -77,6 +78,7 @@ class Sender:
             "nas.study_id": study.id,
             "mlflow.source.name": study.command,
             "mlflow.source.type": "LOCAL",
+            **notices.tags(study.experiment),
         }
         start = milliseconds(datetime.fromisoformat(study.created).timestamp())
         self.parent = self._store.create(self._experiment_id, study.name, start, tags)
@@ -104,7 +106,7 @@ class Sender:
             return run
         if head is None:
             raise ValueError(f"row {key} has neither a run nor a head")
-        view = view_of(head, self._study.id, self.parent)
+        view = self._marked(view_of(head, self._study.id, self.parent))
         tags = {**view.tags, "status": "running"}
         run_id = self._store.create(self._experiment_id, view.name, view.start, tags)
         run = Run(run_id, view.name, "RUNNING", None, tags, set(), {}, steps=set())
@@ -157,7 +159,11 @@ class Sender:
                 run.artifacts = True
 
     def _view(self, row: Row) -> RunView:
-        return view_of(row, self._study.id, self.parent, self._oracle)
+        return self._marked(view_of(row, self._study.id, self.parent, self._oracle))
+
+    def _marked(self, view: RunView) -> RunView:
+        """Return a view with the tags that every run of the study has."""
+        return replace(view, tags=view.tags | notices.tags(self._study.experiment))
 
     @cached_property
     def _oracle(self) -> StudyOracle | None:
@@ -196,8 +202,9 @@ class Sender:
         others = [self.runs[key].outcome() for key in related]
         # Without its artifacts a row is not whole: a rebuild sends it again.
         tags = {"nas.row": digest(row, self._oracle) if run.artifacts else "incomplete"}
+        said = notices.notices(self._study.experiment)
         with contextlib.suppress(SpaceError):
-            tags[_NOTE] = row_note(row, run.outcome(), others, self._experiment_id)
+            tags[_NOTE] = row_note(row, run.outcome(), others, self._experiment_id, said)
         if any(run.tags.get(name) != value for name, value in tags.items()):
             self._store.log(run.run_id, tags=tags)
             run.tags |= tags
@@ -219,7 +226,7 @@ class Sender:
     def send_partial(self, row: Row) -> None:
         """Send what is known of a row that was begun and has no end."""
         run = self.run_of(row.key, row)
-        view = view_of(replace(row, ended=None), self._study.id, self.parent)
+        view = self._marked(view_of(replace(row, ended=None), self._study.id, self.parent))
         points = [p for p in view.curve if p.step not in self.steps_of(run)]
         tags = {n: v for n, v in view.tags.items() if n != "status" and run.tags.get(n) != v}
         if points or tags:
@@ -231,7 +238,8 @@ class Sender:
         """Set the status, note and totals of the study's own run."""
         runs = list(self.runs.values())
         outcomes = [run.outcome() for run in runs]
-        tags = {_NOTE: study_note(self._study.name, outcomes, self._experiment_id)}
+        said = notices.notices(self._study.experiment)
+        tags = {_NOTE: study_note(self._study.name, outcomes, self._experiment_id, said)}
         tags["status"] = {"RUNNING": "running", "KILLED": "interrupted"}.get(status, status.lower())
         for name in ("method", "space", "dataset"):
             values = {run.tags[name] for run in runs if run.tags["stage"] == "search"}

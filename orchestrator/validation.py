@@ -16,6 +16,7 @@ from orchestrator.experiment import (
     MlflowSettings,
     RaySettings,
     Retrain,
+    Simulation,
     Tune,
     sweep_word,
 )
@@ -93,6 +94,7 @@ def check_experiment(
         "search": search,
         "diagnostics": _diagnostics(given.get("diagnostics"), problems),
         "oracle": check_oracle(given.get("oracle"), space, problems, folders),
+        "simulation": _simulation(given.get("simulation"), problems),
         "retrain": _retrain(retrain, search, problems, given.get("retrain")),
         "limits": check_limits(given.get("limits"), problems),
         "tune": check_tune(given.get("tune"), problems, swept=swept),
@@ -275,6 +277,13 @@ def _diagnostics(value: Any, problems: Problems) -> dict[str, dict[str, Any]]:
         if len(problems.found) == before:
             check_construction(kind, found[name], specs, at, problems)
     return found
+
+
+def _simulation(value: Any, problems: Problems) -> Simulation | None:
+    given = check_mapping(value, "simulation", problems)
+    if value is None or given is None:
+        return None
+    return check_record(Simulation, given, "simulation", problems)
 
 
 def _check_consistent(

@@ -10,5 +10,7 @@ WORST_LOSS = 1e3
 
 
 def worst_value(metric: str) -> float:
-    """Return the worst value of a metric: `WORST_LOSS` of a loss, 0 of a share."""
-    return WORST_LOSS if metric.endswith("_loss") else 0.0
+    """Return the worst value: `WORST_LOSS` of a loss, 1 of a regret, 0 of any other share."""
+    if metric.endswith("_loss"):
+        return WORST_LOSS
+    return 1.0 if metric.endswith("_regret") else 0.0

@@ -40,6 +40,21 @@ class Record:
     flops: int | None = None
 
 
+@dataclass(frozen=True)
+class Searchable:
+    """The part of a table that a simulated search may see: no test accuracy is in it.
+
+    Attributes:
+        genotypes: Every architecture of the space once, as a text that `spaces.core.text` reads.
+        val_accuracy: Of each, `(size,)`, shares.
+        train_seconds: Seconds that the training of each took, `(size,)`.
+    """
+
+    genotypes: tuple[str, ...]
+    val_accuracy: NDArray[np.float64]
+    train_seconds: NDArray[np.float64]
+
+
 class Oracle(Protocol):
     """A loaded table. It is for reports alone: a search that saw it would see the test split.
 
@@ -56,6 +71,13 @@ class Oracle(Protocol):
 
         Raises:
             OracleError: It is not in the table.
+        """
+
+    def searchable(self) -> Searchable:
+        """Return what `nas simulate` may search in.
+
+        Raises:
+            OracleError: The table has no validation accuracy or no training time.
         """
 
 

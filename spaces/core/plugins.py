@@ -295,7 +295,7 @@ def typed_config(config: type[Any], given: Mapping[str, Any], *, where: str, own
         PluginSettingsError: Unknown or missing key, wrong type, or a value that it refuses.
     """
     fields = {field.name: field for field in dataclasses.fields(config)}
-    hints = typing.get_type_hints(config)
+    hints = _hints(config)  # type: ignore[arg-type]  # mypy takes a class for unhashable
     values: dict[str, Any] = {}
     for key, value in given.items():
         if key not in fields:
@@ -440,6 +440,12 @@ def _folder(kind: str) -> Path:
             f"There is no kind {kind!r} of plug-in; there is {list(PACKAGES)}."
         )
     return _ROOT.joinpath(*PACKAGES[kind].split("."))
+
+
+@lru_cache(maxsize=256)
+def _hints(config: type[Any]) -> dict[str, Any]:
+    """Return the types of a record's settings, which Python evaluates anew each time."""
+    return typing.get_type_hints(config)
 
 
 def _found(kind: str) -> dict[str, PluginInfo]:

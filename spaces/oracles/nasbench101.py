@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from spaces.core import graph101, plugins
 from spaces.core.errors import OracleError, SpaceError
 from spaces.core.graph101 import DIGITS, MAX_VERTICES
-from spaces.core.oracle import Oracle, Record, ranks, read_columns, shares
+from spaces.core.oracle import Oracle, Record, Searchable, ranks, read_columns, shares
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -98,6 +98,17 @@ class NasBench101Table:
         if self._space is None:
             raise OracleError("A genotype can only be looked up in NAS-Bench-101 for a space.")
         return self.lookup_cell(*self._space.cell101(genotype))
+
+    def searchable(self) -> Searchable:
+        """Refuse: all that the table has of an accuracy is of the test split.
+
+        Raises:
+            OracleError: Always.
+        """
+        raise OracleError(
+            "The table of NAS-Bench-101 has no validation accuracy and no training time, so that a "
+            "simulated search could be led by test accuracies alone. Simulate in nasbench201."
+        )
 
     def lookup_cell(self, operations: Sequence[str], adjacency: Sequence[Sequence[int]]) -> Record:
         """Return what the table has of a cell in any of its forms; see `graph101`.

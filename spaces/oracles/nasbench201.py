@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from spaces.core.errors import OracleError, SpaceError
-from spaces.core.oracle import Oracle, Record, ranks, read_columns, shares
+from spaces.core.nats_files import is_nats, nats_columns
+from spaces.core.oracle import Oracle, Record, Searchable, ranks, read_columns, shares
 from spaces.core.text import format_nasbench201
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from spaces.core.genotype import Genotype
-    from spaces.core.oracle import Columns
+    from spaces.core.nats_files import is_nats, nats_columns
+from spaces.core.oracle import Columns
 
 SOURCE = "Dong & Yang, NAS-Bench-201, ICLR 2020, https://arxiv.org/abs/2001.00326"
 SPACES = ("nasbench201",)
@@ -30,7 +32,8 @@ class Config:
     Attributes:
         path: Parquet or CSV file with one row for each of the 15,625 cells: `arch`, the official
             string, and for the data set D `D_test` in percent; where they are there also `D_val`
-            in percent, `D_train_seconds`, `params_m` and `flops_m` in millions.
+            in percent, `D_train_seconds`, `params_m` and `flops_m` in millions. Or NATS-Bench's own
+            files of its topology search space: the folder, or the one .pickle.pbz2 file.
         dataset: D: whose accuracies are looked up. imagenet16 is ImageNet16-120.
     """
 
@@ -49,12 +52,17 @@ class NasBench201Table:
 
         data = config.dataset
         test, val, seconds = f"{data}_test", f"{data}_val", f"{data}_train_seconds"
-        columns = read_columns(config.path, ("arch", test), (val, seconds, "params_m", "flops_m"))
+        if is_nats(config.path):
+            columns = nats_columns(config.path)
+        else:
+            others = (val, seconds, "params_m", "flops_m")
+            columns = read_columns(config.path, ("arch", test), others)
         self._rows = _rows(config.path, columns["arch"].tolist())
         self._test = shares(columns[test], config.path, test, whole=100)
         self._val = shares(columns[val], config.path, val, whole=100) if val in columns else None
         self._rank = ranks(self._test)
         self._seconds = columns.get(seconds)
+        self._path, self._names = config.path, (val, seconds)
         self._columns: Columns = columns
         self.size = len(self._rows)
         self.best_test_accuracy = float(np.max(self._test))
@@ -80,6 +88,27 @@ class NasBench201Table:
             params=self._millions("params_m", row),
             flops=self._millions("flops_m", row),
         )
+
+    def searchable(self) -> Searchable:
+        """Return the cells with their validation accuracy and training time.
+
+        Raises:
+            OracleError: The table lacks one of the two columns.
+        """
+        import numpy as np
+
+        if self._val is None or self._seconds is None:
+            lacking = [name for name in self._names if name not in self._columns]
+            raise OracleError(
+                f"oracle.path: {self._path} has no column {' and no column '.join(lacking)}, which "
+                "a simulated search needs."
+            )
+        seconds = np.asarray(self._seconds, dtype=np.float64)
+        if not (np.isfinite(seconds) & (seconds > 0)).all():
+            raise OracleError(
+                f"oracle.path: {self._path} must have seconds > 0 in {self._names[1]}."
+            )
+        return Searchable(tuple(self._rows), self._val, seconds)
 
     def _millions(self, name: str, row: int) -> int | None:
         column = self._columns.get(name)

@@ -661,7 +661,15 @@ def test_sync_sends_or_rebuilds(nas: Nas, study: Study, monkeypatch: pytest.Monk
     default = f"sqlite:///{study.root / 'mlflow.db'}"
     assert nas("sync", "tiny") == (0, f"7 records sent to {default}\n", "")
     _, out, _ = nas("sync", "tiny", "--rebuild", "--uri", "http://127.0.0.1:9", "--json")
-    assert json.loads(out) == {"study": "tiny", "tracking_uri": "http://127.0.0.1:9", "sent": 7}
+    assert json.loads(out) == {
+        "study": "tiny",
+        "simulated": False,
+        "simulated_response": None,
+        "oracle_metric": None,
+        "notices": [],
+        "tracking_uri": "http://127.0.0.1:9",
+        "sent": 7,
+    }
     assert calls == [("drain", default), ("rebuild", "http://127.0.0.1:9")]
 
 

@@ -20,6 +20,7 @@ def load(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "data").mkdir()
     for name in ("train", "test"):
         (tmp_path / "data" / f"{name}.parquet").touch()
+    (tmp_path / "nasbench201.parquet").touch()
     monkeypatch.chdir(tmp_path)
     return load_experiment(path)
 
@@ -45,7 +46,8 @@ def test_shipped_experiment_has_a_header(path: Path) -> None:
     schema = path.parent / lines[0].removeprefix(marker)
     assert schema.resolve() == ROOT / "experiments" / "schema.json"
     header = [line for line in lines if line.startswith("#")]
-    assert any(f"nas run {path.relative_to(ROOT)}" in line for line in header)
+    command = "simulate" if path.parent.name == "simulate" else "run"
+    assert any(f"nas {command} {path.relative_to(ROOT)}" in line for line in header)
     assert any(line.startswith("# Expect: ") for line in header)
 
 

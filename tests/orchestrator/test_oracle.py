@@ -121,10 +121,12 @@ def test_one_space_of_several_that_the_table_is_not_of_is_enough(
     assert "searches nasbench201" not in message
 
 
-@pytest.mark.parametrize("metric", ["oracle/test_regret", "oracle_test_accuracy"])
+@pytest.mark.parametrize("metric", ["oracle/test_regret", "oracle/test_accuracy"])
 def test_the_oracle_is_no_tuning_metric(metric: str, table: Path, tmp_path: Path) -> None:
     message = refused(tmp_path / "a.yaml", asking(table), f"tune.metric={metric}")
     assert "tune.metric cannot be of the oracle" in message
+    message = refused(tmp_path / "a.yaml", asking(table), "tune.metric=oracle_test_accuracy")
+    assert "must be one of oracle/test_accuracy, oracle/test_regret to be of the oracle" in message
 
 
 def test_a_broken_table_is_known_before_the_search(tmp_path: Path) -> None:
