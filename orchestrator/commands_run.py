@@ -241,7 +241,7 @@ def _finish(outcome: Outcome, root: Path, as_json: bool) -> None:
 def show_results(lines: Sequence[results.Result]) -> None:
     """Print the table of results on stdout."""
     cells = [line.cells() for line in lines]
-    display.say_table(display.table(results.COLUMNS, cells, numeric=results.NUMERIC))
+    display.say_table(display.table(results.columns(lines), cells, numeric=results.NUMERIC))
     display.say("")
 
 

@@ -30,7 +30,7 @@ def find_genotype(text: str, space: str | None = None) -> Genotype:
     from spaces.core.text import parse
 
     path = Path(text)
-    if len(text) < _LONGEST_PATH and _is_file(path):
+    if len(text) < _LONGEST_PATH and is_file(path):
         try:
             return parse(path.read_text(encoding="utf-8"), space)
         except UnicodeDecodeError as error:
@@ -45,8 +45,9 @@ def find_genotype(text: str, space: str | None = None) -> Genotype:
     raise SpaceError(f"{text!r} is no file, no official genotype text and no name.{hint}")
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Return whether there is such a file; a genotype's text is no path and never one."""
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a genotype's text can be too long, or odd, for a path
+    except (OSError, ValueError):  # too long, or odd, for a path
         return False

@@ -96,8 +96,8 @@ def known_configurations(experiment: Experiment) -> list[Configuration]:
 
 
 def longest_epochs(experiment: Experiment) -> int:
-    """Return the epochs of the longest search that the experiment can ask for."""
-    return int(max(candidates(experiment.search["epochs"])))
+    """Return the epochs of the longest search, or swept retraining, that can be asked for."""
+    return int(max(candidates(experiment.swept["epochs"])))
 
 
 def search_units(
@@ -125,7 +125,7 @@ def search_units(
                     params=configuration.params,
                     label=labels[configuration.config_id],
                     epochs=int(configuration.settings["search"]["epochs"]),
-                    extra=_extra(identity),
+                    extra=recorded(identity),
                 )
             )
     return units
@@ -236,17 +236,7 @@ def genotype_units(
     trained = {"genotype": dict(genotype), "space": dict(space), "dataset": experiment.dataset}
     units = []
     for seed in experiment.retrain.seeds:
-        key = row_key(
-            "retrain",
-            {
-                "genotype": genotype_hash,
-                "space": dict(space)["name"],
-                "retrain": identifying(training),
-                "dataset": dict(identity.dataset),
-                "plugins": identity.plugins,
-                "seed": seed,
-            },
-        )
+        key = retrain_key(genotype_hash, space, training, identity, seed)
         units.append(
             Unit(
                 stage="retrain",
@@ -257,10 +247,31 @@ def genotype_units(
                 params={},
                 label=label,
                 epochs=int(settings["epochs"]),
-                extra={**_extra(identity), "genotype_hash": genotype_hash, "method": method},
+                extra={**recorded(identity), "genotype_hash": genotype_hash, "method": method},
             )
         )
     return units
+
+
+def retrain_key(
+    genotype_hash: str,
+    space: Mapping[str, Any],
+    training: RetrainSettings,
+    identity: Identity,
+    seed: int,
+) -> str:
+    """Return the ledger key of a retraining."""
+    return row_key(
+        "retrain",
+        {
+            "genotype": genotype_hash,
+            "space": space["name"],
+            "retrain": identifying(training),
+            "dataset": dict(identity.dataset),
+            "plugins": identity.plugins,
+            "seed": seed,
+        },
+    )
 
 
 def snapshot_plugins(folder: Path) -> None:
@@ -298,7 +309,8 @@ def _best_first(rows: Sequence[Row], by: Metric) -> list[Row]:
     return sorted(rows, key=lambda row: (-row.quality(by), row.config_id, row.seed))
 
 
-def _extra(identity: Identity) -> dict[str, Any]:
+def recorded(identity: Identity) -> dict[str, Any]:
+    """Return what every row of a study records beside its settings."""
     return {"git": identity.git, "per_trial": dict(identity.per_trial)}
 
 

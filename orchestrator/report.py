@@ -24,14 +24,15 @@ from orchestrator.document import (
 from orchestrator.ledger import replace_file
 from orchestrator.oracle_report import OracleView
 from orchestrator.results import (
-    COLUMNS,
     NUMERIC,
     Result,
     by_label,
     caption,
+    columns,
     document,
     row_label,
     tabulate,
+    tabulate_trainings,
 )
 from orchestrator.statistics import show_time
 
@@ -67,7 +68,11 @@ def write_report(study: Study) -> Report:
     rows = study.rows()
     retrain = study.experiment.retrain
     by = retrain.by if retrain else "val_accuracy"
-    results = tabulate(rows, retrain.given() if retrain else None, by)
+    stage = study.experiment.trainable
+    if stage == "retrain":
+        results = tabulate_trainings(rows)
+    else:
+        results = tabulate(rows, retrain.given() if retrain else None, by)
     truth = oracle_report.view(rows, *oracle.of_study(study))
     folder = study.report
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,13 +80,13 @@ def write_report(study: Study) -> Report:
         Heading(f"Study {study.name}", 1),
         *_state(study),
         Heading("Results"),
-        Grid(COLUMNS, [result.cells() for result in results], NUMERIC),
+        Grid(columns(results), [result.cells() for result in results], NUMERIC),
         Paragraph(" ".join(caption(results, by))),
-        *_curve_blocks(rows, results, folder),
+        *_curve_blocks([row for row in rows if row.stage == stage], results, folder),
         *oracle_report.blocks(truth, folder),
         *_diagnosis_blocks(rows, folder),
         *_genotype_blocks(results, folder),
-        *_retrain_blocks(rows),
+        *_retrain_blocks(rows, compared=stage == "retrain"),
         *_unfinished_blocks(rows),
         Heading("Settings"),
         Code(study.experiment_file.read_text(encoding="utf-8"), "Resolved experiment"),
@@ -124,7 +129,8 @@ def _curve(row: Row) -> list[float]:
 
 
 def _curve_blocks(rows: Sequence[Row], results: Sequence[Result], folder: Path) -> list[Block]:
-    groups = by_label([row for row in rows if row.stage == "search" and _curve(row)])
+    """Return the curves of the rows that the study compares, all of one stage."""
+    groups = by_label([row for row in rows if _curve(row)])
     # What a rule chose from later has the curves of its search.
     searched = [r.label for r in results if r.accuracy.n and r.label in groups]
     shown = searched[: plots.MOST_LABELS]
@@ -135,7 +141,8 @@ def _curve_blocks(rows: Sequence[Row], results: Sequence[Result], folder: Path) 
     if not series and not others:
         return []
     path = folder / "val_accuracy.png"
-    plots.curves(series, path, ylabel="val accuracy of the supernet, %", stopped=others)
+    of_supernet = " of the supernet" if any(row.stage == "search" for row in rows) else ""
+    plots.curves(series, path, ylabel=f"val accuracy{of_supernet}, %", stopped=others)
     text = "Validation accuracy: mean over seeds, 95 % interval shaded, for 3 seeds or more"
     if others:
         text += "; grey: rows that did not finish"
@@ -191,7 +198,7 @@ def _genotype_blocks(results: Sequence[Result], folder: Path) -> list[Block]:
     return [Heading("Best genotypes"), *blocks]
 
 
-def _retrain_blocks(rows: Sequence[Row]) -> list[Block]:
+def _retrain_blocks(rows: Sequence[Row], *, compared: bool) -> list[Block]:
     retrains = [row for row in rows if row.stage == "retrain"]
     if not retrains:
         return []
@@ -199,13 +206,15 @@ def _retrain_blocks(rows: Sequence[Row]) -> list[Block]:
     for row in rows:
         if row.stage == "search" and row.status == "finished":
             found_by.setdefault(row.genotype_hash, []).append(f"{row_label(row)} seed {row.seed}")
+    labels = {row.key: label for label, group in by_label(retrains).items() for row in group}
     lines = []
     for row in retrains:
+        names = found_by.get(row.genotype_hash, [])
         test, params, macs = (row.value(name) for name in ("test_accuracy", "params", "macs"))
         lines.append(
             (
                 row.genotype_hash or "–",
-                ", ".join(found_by.get(row.genotype_hash, [])) or "–",
+                labels[row.key] if compared else ", ".join(names) or "–",
                 str(row.seed),
                 "–" if test is None else f"{100 * test:.2f}",
                 "–" if params is None else f"{params / 1e6:.3f} M",
@@ -213,8 +222,9 @@ def _retrain_blocks(rows: Sequence[Row]) -> list[Block]:
                 show_time(row.cost.get("time_s")),
             )
         )
-    columns = ("genotype", "found by", "seed", "test accuracy %", "params", "macs", "time")
-    return [Heading("Retraining"), Grid(columns, lines, columns[2:])]
+    second = "configuration" if compared else "found by"
+    heads = ("genotype", second, "seed", "test accuracy %", "params", "macs", "time")
+    return [Heading("Retraining"), Grid(heads, lines, heads[2:])]
 
 
 def _unfinished_blocks(rows: Sequence[Row]) -> list[Block]:

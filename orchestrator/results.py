@@ -22,7 +22,21 @@ COLUMNS = (
     "genotype",
     "search time",
 )
-NUMERIC = ("val accuracy %, mean [95 %]", "retrain test accuracy %", "search time")
+TRAINING_COLUMNS = (
+    "configuration",
+    "seeds",
+    "val accuracy %, mean [95 %]",
+    "test accuracy %, mean [95 %]",
+    "genotype",
+    "time",
+)
+NUMERIC = (
+    "val accuracy %, mean [95 %]",
+    "retrain test accuracy %",
+    "test accuracy %, mean [95 %]",
+    "search time",
+    "time",
+)
 
 
 @dataclass(frozen=True)
@@ -35,13 +49,15 @@ class Result:
         asked: Rows it has in the ledger, whatever became of them: searches, or retrainings where
             nothing was searched.
         searched: Whether the study has searches of it.
-        val_accuracies: Last validation accuracy of each finished search by seed, shares.
+        compared: Whether the study compares retrainings, so that each has a line of its own.
+        val_accuracies: Last validation accuracy of each finished search by seed, shares; of each
+            finished retraining where these are compared.
         accuracy: Their mean and interval.
         test_accuracies: Test accuracy of each retraining of `genotype_hash`, by retrain seed.
         test: Their mean and interval.
         genotype_hash: Hash of the genotype with the best validation accuracy, or loss.
         genotype: Its JSON form.
-        search_s: Mean duration of a finished search, in seconds.
+        search_s: Mean duration of a finished search, or compared retraining, in seconds.
     """
 
     label: str
@@ -55,9 +71,10 @@ class Result:
     genotype: dict[str, Any] | None = None
     search_s: float | None = None
     searched: bool = True
+    compared: bool = False
 
     def cells(self) -> tuple[str, ...]:
-        """Return the texts of the line, in the order of `COLUMNS`."""
+        """Return the texts of the line, in the order of `columns`."""
         n = self.accuracy.n if self.searched else self.test.n
         return (
             self.label,
@@ -67,6 +84,11 @@ class Result:
             self.genotype_hash or "–",
             show_time(self.search_s),
         )
+
+
+def columns(results: Sequence[Result]) -> tuple[str, ...]:
+    """Return the heads of the table's columns."""
+    return TRAINING_COLUMNS if any(result.compared for result in results) else COLUMNS
 
 
 def _single(summary: Summary) -> str:
@@ -143,10 +165,6 @@ def tabulate(
     return results
 
 
-def _retrain_items(row: Row) -> Any:
-    return row.settings.get("retrain", {}).items()
-
-
 def _result(label: str, group: Sequence[Row], retrains: Sequence[Row], by: str) -> Result:
     finished = [row for row in group if row.status == "finished"]
     scored = [(row, value) for row in finished if (value := row.value("val_accuracy")) is not None]
@@ -175,6 +193,42 @@ def _result(label: str, group: Sequence[Row], retrains: Sequence[Row], by: str) 
         genotype_hash=best.genotype_hash if best else None,
         genotype=best.genotype if best else None,
         search_s=sum(times) / len(times) if times else None,
+    )
+
+
+def tabulate_trainings(rows: Sequence[Row]) -> list[Result]:
+    """Return the table's lines of a study that compares retrainings: one per configuration.
+
+    As in `tabulate`, means are over finished rows alone, and lines are sorted by validation
+    accuracy where each has two seeds or more; test accuracy never sorts them where there is any.
+    """
+    groups = by_label([row for row in rows if row.stage == "retrain"])
+    results = [_training(label, group) for label, group in groups.items()]
+    if all(result.test.n > 1 for result in results):
+        results.sort(key=lambda result: -(result.accuracy.mean or result.test.mean or 0.0))
+    return results
+
+
+def _training(label: str, group: Sequence[Row]) -> Result:
+    finished = [row for row in group if row.status == "finished"]
+    vals, tests = (
+        {row.seed: value for row in finished if (value := row.value(metric)) is not None}
+        for metric in ("val_accuracy", "test_accuracy")
+    )
+    times = [row.cost["time_s"] for row in finished if "time_s" in row.cost]
+    return Result(
+        label=label,
+        method=group[0].method,
+        asked=len(group),
+        val_accuracies=vals,
+        accuracy=summarize(list(vals.values())),
+        test_accuracies=tests,
+        test=summarize(list(tests.values())),
+        genotype_hash=group[0].genotype_hash,
+        genotype=group[0].genotype,
+        search_s=sum(times) / len(times) if times else None,
+        searched=False,
+        compared=True,
     )
 
 
@@ -222,6 +276,8 @@ def document(results: Sequence[Result]) -> dict[str, Any]:
 
 def caption(results: Sequence[Result], by: str = "val_accuracy") -> list[str]:
     """Return the sentences that the table cannot be read without."""
+    if any(result.compared for result in results):
+        return _caption_of_trainings(results)
     best = "best one" if by == "val_accuracy" else "least validation loss"
     lines = [
         f"Interval: {METHOD}, for {MIN_SEEDS} seeds or more; a dash stands where there are fewer.",
@@ -234,4 +290,20 @@ def caption(results: Sequence[Result], by: str = "val_accuracy") -> list[str]:
         lines.append("Means leave out the rows that did not finish, which are listed below.")
     if len(results) > 1 and any(result.accuracy.n == 1 for result in results):
         lines.append("One seed does not rank methods: lines keep the order of the experiment.")
+    return lines
+
+
+def _caption_of_trainings(results: Sequence[Result]) -> list[str]:
+    lines = [
+        f"Interval: {METHOD}, for {MIN_SEEDS} seeds or more; a dash stands where there are fewer.",
+        "Val accuracy is of the held-out training images after the last epoch, and what "
+        "configurations are compared by; the test split is read once, at that epoch's end.",
+        "Time is the mean of a finished retraining.",
+    ]
+    if not any(result.accuracy.n for result in results):
+        lines[1] = "No images are held out; the test split is read once, after the last epoch."
+    if any(result.test.n < result.asked for result in results):
+        lines.append("Means leave out the rows that did not finish, which are listed below.")
+    if len(results) > 1 and any(result.test.n == 1 for result in results):
+        lines.append("One seed ranks nothing: lines keep the order of the experiment.")
     return lines

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import factors, planning, sweep, tracking
+from orchestrator import factors, planning, sweep, tracking, training
 from orchestrator.errors import StudyError
 from orchestrator.experiment import Experiment, has_sweep
 from orchestrator.ledger import Row
@@ -30,6 +30,7 @@ from orchestrator.units import Unit
 if TYPE_CHECKING:
     from spaces.core.genotype import Genotype
 
+_TRAINABLES: Mapping[Stage, type] = {"search": StudySearch, "retrain": StudyRetrain}
 DRAIN_PATIENCE_S = 15.0
 STORE_PATIENCE_S = 20.0
 
@@ -67,6 +68,11 @@ def retrain_study(study: Study, *, command: str, reporter: Reporter) -> Outcome:
     Raises:
         StudyError: The study is running, or its experiment asks for no retraining.
     """
+    if study.experiment.training is not None:
+        raise StudyError(
+            f"study {study.name} is one of retrainings (trainable: retrain): go on with it by "
+            f"`nas resume {study.name}`."
+        )
     if study.experiment.retrain is None:
         raise StudyError(
             f"study {study.name} has no `retrain` settings. Run its genotype by "
@@ -83,6 +89,11 @@ def retrain_genotype(
     Raises:
         StudyError: The study is running, or the experiment has no `retrain` settings.
     """
+    if experiment.training is not None:
+        raise StudyError(
+            f"{experiment.name} sweeps retrainings itself (trainable: retrain): put the genotype "
+            "there under `genotype` and start it by `nas run`."
+        )
     if experiment.retrain is None:
         raise StudyError(f"{experiment.name} has no `retrain` settings: say how to train.")
     if experiment.retrain.consistent and has_sweep(experiment.search):
@@ -118,6 +129,8 @@ class _Driver:
 
     def run(self, stages: Sequence[Stage] = ("search", "retrain")) -> Outcome:
         """Run the stages in order; a stage that could not be completed ends the run."""
+        if self.experiment.trainable == "retrain":
+            stages = ("retrain",)
         with self.stack:
             self.stack.enter_context(self.study.hold())
             self._note_command()
@@ -129,7 +142,8 @@ class _Driver:
             self.stack.enter_context(self._tracking(uri, store))
             complete, planned = True, set[str]()
             for stage in stages:
-                keys = self._search() if stage == "search" else self._retrain()
+                swept = stage == self.experiment.trainable
+                keys = self._sweep(stage) if swept else self._retrain()
                 planned |= keys
                 complete = self._is_complete(keys)
                 if not complete:
@@ -176,17 +190,25 @@ class _Driver:
 
     # -- the two stages -----------------------------------------------------------------------
 
-    def _search(self) -> set[str]:
+    def _sweep(self, stage: Stage) -> set[str]:
+        """Run the configurations that the study compares: searches, or retrainings."""
         experiment = self.experiment
         if experiment.tune.searcher.name == "optuna":
-            return self._search_optuna()
+            return self._sweep_optuna(stage)
         configurations = planning.known_configurations(experiment)
-        labels = factors.label(configurations)
-        units = planning.search_units(experiment, configurations, self.identity, labels)
-        self._run_list("search", units, StudySearch)
+        units = self._units(configurations, factors.label(configurations))
+        self._run_list(stage, units, _TRAINABLES[stage])
         return _keys(units)
 
-    def _search_optuna(self) -> set[str]:
+    def _units(
+        self, configurations: Sequence[factors.Configuration], labels: Mapping[str, str]
+    ) -> list[Unit]:
+        make = planning.search_units
+        if self.experiment.training is not None:
+            make = training.training_units
+        return make(self.experiment, configurations, self.identity, labels)
+
+    def _sweep_optuna(self, stage: Stage) -> set[str]:
         experiment = self.experiment
         blocks = factors.blocks(experiment)
         made: dict[str, Unit] = {}
@@ -194,15 +216,15 @@ class _Driver:
         def make_unit(configuration: factors.Configuration) -> Unit:
             label = blocks[configuration.block].label
             labels = {configuration.config_id: label}
-            (unit,) = planning.search_units(experiment, [configuration], self.identity, labels)
+            (unit,) = self._units([configuration], labels)
             made[configuration.config_id] = unit
             monitor.add(unit)
             return unit
 
-        rows = self._rows_by_configuration(blocks)
+        rows = self._rows_by_configuration(blocks, stage)
         wanted = factors.count(experiment, blocks)
         total = wanted * len(experiment.seeds)
-        monitor = Monitor(self.study, self.outbox, self.reporter, "search", [], total, self.started)
+        monitor = Monitor(self.study, self.outbox, self.reporter, stage, [], total, self.started)
         complete = sum(self._is_settled(seeds) for seeds in rows.values())
         if complete < wanted:
             known = self._known(rows)
@@ -217,16 +239,18 @@ class _Driver:
                 known=known,
             )
             left = wanted - sum(item.value is not None for item in known)
-            self._run_tuner(monitor, searcher, StudySearch, left)
+            self._run_tuner(monitor, searcher, _TRAINABLES[stage], left)
             monitor.give_up()
         # What was drawn before counts too; what has not been drawn yet is missing all the same.
-        keys = {row.key for row in self.study.rows("search")} | _keys(made.values())
+        keys = {row.key for row in self.study.rows(stage)} | _keys(made.values())
         return keys | {f"not drawn yet {index}" for index in range(total - len(keys))}
 
-    def _rows_by_configuration(self, blocks: Sequence[factors.Block]) -> dict[str, list[Row]]:
+    def _rows_by_configuration(
+        self, blocks: Sequence[factors.Block], stage: Stage
+    ) -> dict[str, list[Row]]:
         found: dict[str, list[Row]] = {}
-        for row in [*self.study.rows("search"), *self.study.partial_rows()]:
-            if row.stage == "search" and row.block < len(blocks):
+        for row in [*self.study.rows(stage), *self.study.partial_rows()]:
+            if row.stage == stage and row.block < len(blocks):
                 found.setdefault(row.config_id, []).append(row)
         return found
 
@@ -249,7 +273,7 @@ class _Driver:
         return known
 
     def _value(self, row: Row) -> float:
-        metric = self.experiment.tune.metric
+        metric = self.experiment.metric_of(self.experiment.trainable)
         value = row.value(metric) if row.status != "diverged" else None
         return finite(math.nan if value is None else value, metric)
 
@@ -276,7 +300,7 @@ class _Driver:
     def _run_list(self, stage: Stage, units: Sequence[Unit], trainable: type) -> None:
         total = len(_keys(units))
         monitor = Monitor(self.study, self.outbox, self.reporter, stage, units, total, self.started)
-        replay = stage == "search" and self.experiment.tune.scheduler is not None
+        replay = stage == self.experiment.trainable and self.experiment.tune.scheduler is not None
         # Tune gives up a trial whose process dies before it is running, whatever max_failures says.
         for _ in range(1 + self.experiment.tune.max_failures):
             monitor.lost.clear()
@@ -295,8 +319,9 @@ class _Driver:
         resources = self._cluster()
         per_trial = {"cpu": tune.per_trial.cpus, "gpu": tune.per_trial.gpus}
         fitting = sweep.fits(resources, per_trial["cpu"], per_trial["gpu"])
-        searching = monitor.stage == "search"
-        scheduler = tune.scheduler.model_dump() if tune.scheduler and searching else {}
+        swept = monitor.stage == self.experiment.trainable
+        compared = swept and self.experiment.held_out
+        scheduler = tune.scheduler.model_dump() if tune.scheduler and swept else {}
         epochs = planning.longest_epochs(self.experiment)
         sweep.run_tuner(
             trainable,
@@ -311,8 +336,8 @@ class _Driver:
             num_units=count,
             concurrent=min(fitting, tune.max_concurrent or fitting),
             per_trial=per_trial,
-            metric=tune.metric if searching else "train_accuracy",
-            mode=tune.mode if searching else "max",
+            metric=tune.metric if compared else "train_accuracy",
+            mode=tune.mode if compared else "max",
             max_failures=tune.max_failures,
             time_budget_s=self._time_left(),
         )
@@ -349,7 +374,8 @@ class _Driver:
         if kept is None:
             return
         sign = 1.0 if self.experiment.tune.mode == "max" else -1.0
-        rows = [row for row in self.study.rows("search") if row.final is not None]
+        stage = self.experiment.trainable
+        rows = [row for row in self.study.rows(stage) if row.final is not None]
         rows.sort(key=lambda row: -sign * self._value(row))
         for row in rows[kept:]:
             (self.study.path / str(row.final)).unlink(missing_ok=True)
