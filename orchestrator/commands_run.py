@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator import display, oracle_report, results
+from orchestrator.budget import read_spending
 from orchestrator.genotypes import find_genotype
 from orchestrator.progress import Estimate, Outcome, Reporter
 from spaces.core.errors import NasError
@@ -232,6 +233,11 @@ def _finish(outcome: Outcome, root: Path, as_json: bool) -> None:
         display.say(f"browse  {ui_command(study)}")
     if failed:
         display.note(f"{failed} rows failed or diverged: the report says why.")
+    spending = read_spending(study.path)
+    if spending is not None:
+        again = resume_command(study.name, root)
+        where = short(study.experiment_file)
+        display.note(f"{spending} To run them: raise retrain.budget_hours in {where}, then {again}")
     if outcome.interrupted:
         display.note(f"The study is not complete. Go on with: {resume_command(study.name, root)}")
         raise typer.Exit(INTERRUPTED)

@@ -311,7 +311,12 @@ def _measure_retraining(
     count = len(groups) * retrain.top_k * len(retrain.seeds)
     epoch_s = trial.time_steps(2) * trial.steps_per_epoch
     text = f"at most {count} of {retrain.settings.epochs} epochs, about {epoch_s:.2g} s each"
-    return count * retrain.settings.epochs * epoch_s, text, trial.notes
+    each_s = retrain.settings.epochs * epoch_s
+    if retrain.budget_hours is not None and count * each_s > retrain.budget_hours * 3600:
+        # The first one is started in any case: its epochs are the measure.
+        count = max(1, int(retrain.budget_hours * 3600 / each_s))
+        text += f"; budget_hours {retrain.budget_hours:g} is enough for about {count}"
+    return count * each_s, text, trial.notes
 
 
 def sizes_of(state: Any) -> Iterator[int]:

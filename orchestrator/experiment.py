@@ -138,6 +138,8 @@ class Retrain(Record):
             its epochs and val_share alone.
         protocol: Name of the published settings that `settings` and sizes were filled in from where
             the file said nothing else; a record alone, since `settings` holds every value.
+        budget_hours: Trial hours that all retrainings of the study may take; those that would go
+            beyond it are not started, the best genotypes being first. None is no limit.
     """
 
     settings: RetrainSettings = RetrainSettings()
@@ -147,6 +149,7 @@ class Retrain(Record):
     seeds: tuple[int, ...] = (0,)
     consistent: bool = False
     protocol: str | None = None
+    budget_hours: float | None = None
 
     def given(self) -> dict[str, Any]:
         """Return the settings that the experiment itself decides."""

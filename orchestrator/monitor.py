@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -181,6 +181,12 @@ class Monitor:
             return
         if self.best is None or sign * value > sign * self.best:
             self.best, self.best_label = value, row.label
+
+    def leave_out(self, keys: Set[str]) -> None:
+        """Count rows no more that are not run now."""
+        self.total -= len(keys & self.keys)
+        self.keys -= keys
+        self.on_tick(0)
 
     def on_tick(self, running: int) -> None:
         """Show and store where the stage stands."""

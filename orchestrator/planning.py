@@ -163,6 +163,9 @@ def retrain_units(
 ) -> list[Unit]:
     """Return the retrainings of the best distinct genotypes, each genotype once.
 
+    With `retrain.budget_hours` the best genotype of all is first, and else each group's best after
+    those of the groups before it.
+
     Args:
         experiment: Its `retrain` says how many, per what, and with which seeds.
         rows: Search rows of the study; those that ran all their epochs can be chosen.
@@ -182,7 +185,12 @@ def retrain_units(
             if len(hashes) == experiment.retrain.top_k:
                 break
     units = []
-    for row, names in chosen.values():
+    ordered = list(chosen.values())
+    if experiment.retrain.budget_hours is not None:
+        best = _best_first([row for row, _ in ordered], experiment.retrain.by)
+        places = {row.key: place for place, row in enumerate(best)}
+        ordered.sort(key=lambda item: places[item[0].key])
+    for row, names in ordered:
         if row.genotype is not None and row.genotype_hash is not None:
             units += genotype_units(
                 experiment,

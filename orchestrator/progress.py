@@ -51,6 +51,7 @@ class Outcome:
         stopped: Rows that a scheduler or the time limit stopped.
         diverged: Rows whose loss became infinite or NaN.
         interrupted: Whether the study is incomplete and can be resumed.
+        left_out: Retrainings that `retrain.budget_hours` left out.
     """
 
     study_name: str
@@ -59,6 +60,7 @@ class Outcome:
     stopped: int = 0
     diverged: int = 0
     interrupted: bool = False
+    left_out: int = 0
 
 
 @dataclass(frozen=True)

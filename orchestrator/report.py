@@ -6,11 +6,12 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import diagnosis, oracle, oracle_report, plots
+from orchestrator.budget import read_spending
 from orchestrator.document import (
     Block,
     Code,
@@ -74,6 +75,7 @@ def write_report(study: Study) -> Report:
     else:
         results = tabulate(rows, retrain.given() if retrain else None, by)
     truth = oracle_report.view(rows, *oracle.of_study(study))
+    spending = read_spending(study.path)
     folder = study.report
     folder.mkdir(parents=True, exist_ok=True)
     blocks: list[Block] = [
@@ -82,6 +84,7 @@ def write_report(study: Study) -> Report:
         Heading("Results"),
         Grid(columns(results), [result.cells() for result in results], NUMERIC),
         Paragraph(" ".join(caption(results, by))),
+        *([Paragraph(str(spending))] if spending is not None else []),
         *_curve_blocks([row for row in rows if row.stage == stage], results, folder),
         *oracle_report.blocks(truth, folder),
         *_diagnosis_blocks(rows, folder),
@@ -101,6 +104,8 @@ def write_report(study: Study) -> Report:
         oracle=truth,
     )
     table = {"study": study.name, **document(results), "oracle": truth.to_json()}
+    if spending is not None:
+        table["budget"] = asdict(spending)
     replace_file(report.table, json.dumps(table, indent=2, allow_nan=False).encode())
     replace_file(report.html, to_html(blocks, f"Study {study.name}").encode())
     replace_file(report.markdown, to_markdown(blocks, folder).encode())

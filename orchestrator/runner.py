@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import factors, planning, sweep, tracking, training
+from orchestrator.budget import Budget, Spending, write_spending
 from orchestrator.errors import StudyError
 from orchestrator.experiment import Experiment, has_sweep
 from orchestrator.ledger import Row
 from orchestrator.monitor import Monitor
 from orchestrator.outbox import Outbox, study_end_record, study_record
 from orchestrator.progress import Outcome, Reporter, Stage
-from orchestrator.searchers import Known, ListSearcher, OptunaSearcher, finite
+from orchestrator.searchers import BudgetSearcher, Known, ListSearcher, OptunaSearcher, finite
 from orchestrator.study import Study
 from orchestrator.study_trial import ENDED, StudyRetrain, StudySearch
 from orchestrator.units import Unit
@@ -126,6 +127,7 @@ class _Driver:
         self.stack = ExitStack()
         self.resources: Mapping[str, float] | None = None
         self.status = "interrupted"
+        self.spending: Spending | None = None
 
     def run(self, stages: Sequence[Stage] = ("search", "retrain")) -> Outcome:
         """Run the stages in order; a stage that could not be completed ends the run."""
@@ -292,12 +294,24 @@ class _Driver:
         else:
             rows = self.study.rows("search")
             units = planning.retrain_units(self.experiment, rows, self.identity)
-        self._run_list("retrain", units, StudyRetrain)
-        return _keys(units)
+        retrain = self.experiment.retrain
+        budget = None
+        if retrain is not None and retrain.budget_hours is not None:
+            rows = [*self.study.rows("retrain"), *self.study.partial_rows()]
+            rows = [row for row in rows if row.stage == "retrain"]
+            budget = Budget(retrain.budget_hours, units, rows)
+        left_out = self._run_list("retrain", units, StudyRetrain, budget)
+        self.spending = budget.spending(left_out) if budget is not None else None
+        write_spending(self.study.path, self.spending)
+        return _keys(units) - _keys(left_out)
 
     # -- running ------------------------------------------------------------------------------
 
-    def _run_list(self, stage: Stage, units: Sequence[Unit], trainable: type) -> None:
+    def _run_list(
+        self, stage: Stage, units: Sequence[Unit], trainable: type, budget: Budget | None = None
+    ) -> list[Unit]:
+        """Run units in order; return those that were left out for the budget."""
+        left_out: list[Unit] = []
         total = len(_keys(units))
         monitor = Monitor(self.study, self.outbox, self.reporter, stage, units, total, self.started)
         replay = stage == self.experiment.trainable and self.experiment.tune.scheduler is not None
@@ -305,14 +319,37 @@ class _Driver:
         for _ in range(1 + self.experiment.tune.max_failures):
             monitor.lost.clear()
             left = [unit for unit in units if not monitor.ended(unit)]
-            if left:
+            if budget is not None:
+                left_out = self._run_within(budget, monitor, left, trainable)
+            elif left:
                 todo = list(units) if replay else left
                 self._run_tuner(monitor, ListSearcher(todo, self._ray_config), trainable, len(todo))
             if not monitor.lost:
                 break
-            if any(not monitor.ended(unit) and not monitor.is_lost(unit) for unit in units):
-                return  # interrupted: a resume runs the lost ones too
+            dropped = _keys(left_out)
+            if any(
+                not monitor.ended(unit)
+                and not monitor.is_lost(unit)
+                and not dropped & _keys([unit])
+                for unit in units
+            ):
+                return left_out  # interrupted: a resume runs the lost ones too
         monitor.give_up()
+        if left_out:
+            monitor.leave_out(_keys(left_out))
+        return left_out
+
+    def _run_within(
+        self, budget: Budget, monitor: Monitor, left: list[Unit], trainable: type
+    ) -> list[Unit]:
+        """Run units for as long as they fit; return those that do not."""
+        if not left or not budget.fits(left[0]):
+            left_out = left  # known without starting Ray
+        else:
+            searcher = BudgetSearcher(left, self._ray_config, budget)
+            self._run_tuner(monitor, searcher, trainable, len(left))
+            left_out = searcher.left_out
+        return left_out
 
     def _run_tuner(self, monitor: Monitor, searcher: Any, trainable: type, count: int) -> None:
         tune = self.experiment.tune
@@ -389,6 +426,7 @@ class _Driver:
             stopped=statuses.count("stopped"),
             diverged=statuses.count("diverged"),
             interrupted=interrupted,
+            left_out=len(self.spending.left_out) if self.spending is not None else 0,
         )
 
 

@@ -129,7 +129,8 @@ def _diagnostics() -> Schema:
 def _retrain() -> Schema:
     schema = _record(RetrainSettings, swept=True)  # with `trainable: retrain`
     plan = _record(Retrain)["properties"]
-    schema["properties"] |= {key: plan[key] for key in ("top_k", "by", "per", "consistent")}
+    plain_keys = ("top_k", "by", "per", "consistent", "budget_hours")
+    schema["properties"] |= {key: plan[key] for key in plain_keys}
     schema["properties"]["seeds"] = {
         "description": _attributes(Retrain)["seeds"],
         **_SEEDS,

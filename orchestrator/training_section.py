@@ -36,6 +36,7 @@ _OF_CHOOSING = {
     "by": "nothing is chosen among searches; tune.metric compares the retrainings",
     "per": "the genotypes are those of `genotype`",
     "seeds": "they are the study's own: write the top-level key seeds",
+    "budget_hours": "max_hours at the top level limits a study",
     "consistent": "there is no search whose settings it could take",
 }
 

@@ -270,6 +270,11 @@ def _retrain(
     if len(problems.found) == before:
         check_construction(RetrainSettings, settings, settings_specs, "retrain", problems)
     check_lowest(tree, "retrain", problems, top_k=1)
+    if tree["budget_hours"] is not None and tree["budget_hours"] <= 0:
+        problems.add(
+            "retrain.budget_hours",
+            f"retrain.budget_hours must be > 0, got {tree['budget_hours']!r}.",
+        )
     if len(problems.found) > before:
         set_by_protocol(given, written, problems, before)
         return None
@@ -281,6 +286,7 @@ def _retrain(
         seeds=seeds,
         consistent=tree["consistent"],
         protocol=tree["protocol"],
+        budget_hours=tree["budget_hours"],
     )
 
 
