@@ -14,6 +14,7 @@ from orchestrator.budget import Budget, read_spending, write_spending
 from orchestrator.commands_study import study_state
 from orchestrator.config import load_experiment
 from orchestrator.errors import ConfigError
+from orchestrator.estimate import estimate
 from orchestrator.report import write_report
 from orchestrator.searchers import BudgetSearcher
 from orchestrator.study import Study
@@ -188,3 +189,12 @@ def test_a_bigger_budget_runs_what_was_left_out(tmp_path: Path) -> None:
     assert next(row for row in rows if row.key == first[0].key).started == first[0].started
     assert read_spending(study.path) is None
     assert load_experiment(study.experiment_file).retrain is not None
+
+
+def test_a_dry_run_says_for_how_many_the_budget_is_enough(tmp_path: Path) -> None:
+    plan = "{epochs: 2, batch_size: 256, channels: 2, cells: 1, auxiliary_weight: 0.0, top_k: 3"
+    whole = estimate(experiment(tmp_path, f"{plan}, budget_hours: 100}}"))
+    assert "at most 6 of 2 epochs" in whole.retrain
+    assert "budget_hours" not in whole.retrain
+    short = estimate(experiment(tmp_path, f"{plan}, budget_hours: 1.0e-9}}"))
+    assert "; budget_hours 1e-09 is enough for about 1" in short.retrain

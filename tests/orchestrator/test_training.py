@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 from orchestrator import factors, planning, training
+from orchestrator.commands_study import study_state
 from orchestrator.config import (
     check_data,
     check_methods,
@@ -34,6 +35,8 @@ from spaces.core.text import parse
 from tests.orchestrator import drive
 from tests.orchestrator.fake_study import CELL, retrain_row
 from trainables.ray_trial import RetrainTrainable
+from trainables.retrain import RetrainTrial
+from trainables.search import TIME_FIELDS
 
 FIRST, SECOND = CELL.format("nor_conv_3x3"), CELL.format("skip_connect")
 YAML = f"""
@@ -380,3 +383,37 @@ def test_optuna_and_asha_never_see_the_test_split(tmp_path: Path) -> None:
     before = drive.results(study.path)
     assert drive.finish(drive.nas("resume", "tuned", root=tmp_path), tmp_path) == 0
     assert drive.results(study.path) == before
+
+
+@pytest.mark.xdist_group("ray")
+def test_a_killed_sweep_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    file = tmp_path / "tuned.yaml"
+    file.write_text(YAML.replace("epochs: 4", "epochs: 12").replace("seeds: [0, 1]", "seeds: [3]"))
+    process = drive.nas("run", file, root=tmp_path)
+    checkpoints = tmp_path / "tuned" / "checkpoints"
+
+    def begun() -> bool:
+        rows = [json.loads(path.read_text()) for path in checkpoints.glob("*/row.json")]
+        return any(row["epochs_done"] >= 2 for row in rows)
+
+    drive.wait_for(begun, tmp_path)
+    drive.kill_group(process)
+    study = Study.open("tuned", tmp_path)
+    state = study_state(study)
+    assert state["state"] == "incomplete"
+    assert state["retrain"].get("interrupted")
+    log = tmp_path / "nas.log"
+    assert drive.finish(drive.nas("resume", "tuned", root=tmp_path), tmp_path) == 0, log.read_text()
+    rows = study.rows()
+    assert [row.status for row in rows] == ["finished", "finished"]
+    ignore = {*TIME_FIELDS, "ended"}
+    for row in rows:
+        alone = RetrainTrial(
+            genotype=parse(FIRST),
+            seed=3,
+            **{kind: row.settings[kind] for kind in ("space", "dataset", "retrain")},
+        )
+        alone.run()
+        assert [{k: v for k, v in entry.items() if k not in ignore} for entry in row.curve] == [
+            {k: v for k, v in entry.items() if k not in ignore} for entry in alone.curve
+        ]
