@@ -294,16 +294,18 @@ class _Driver:
         else:
             rows = self.study.rows("search")
             units = planning.retrain_units(self.experiment, rows, self.identity)
-        retrain = self.experiment.retrain
-        budget = None
-        if retrain is not None and retrain.budget_hours is not None:
-            rows = [*self.study.rows("retrain"), *self.study.partial_rows()]
-            rows = [row for row in rows if row.stage == "retrain"]
-            budget = Budget(retrain.budget_hours, units, rows)
+        budget = self._budget(units)
         left_out = self._run_list("retrain", units, StudyRetrain, budget)
         self.spending = budget.spending(left_out) if budget is not None else None
         write_spending(self.study.path, self.spending)
         return _keys(units) - _keys(left_out)
+
+    def _budget(self, units: Sequence[Unit]) -> Budget | None:
+        retrain = self.experiment.retrain
+        if retrain is None or retrain.budget_hours is None:
+            return None
+        rows = [*self.study.rows("retrain"), *self.study.partial_rows()]
+        return Budget(retrain.budget_hours, units, [r for r in rows if r.stage == "retrain"])
 
     # -- running ------------------------------------------------------------------------------
 
@@ -344,12 +346,10 @@ class _Driver:
     ) -> list[Unit]:
         """Run units for as long as they fit; return those that do not."""
         if not left or not budget.fits(left[0]):
-            left_out = left  # known without starting Ray
-        else:
-            searcher = BudgetSearcher(left, self._ray_config, budget)
-            self._run_tuner(monitor, searcher, trainable, len(left))
-            left_out = searcher.left_out
-        return left_out
+            return left  # known without starting Ray
+        searcher = BudgetSearcher(left, self._ray_config, budget)
+        self._run_tuner(monitor, searcher, trainable, len(left))
+        return searcher.left_out
 
     def _run_tuner(self, monitor: Monitor, searcher: Any, trainable: type, count: int) -> None:
         tune = self.experiment.tune

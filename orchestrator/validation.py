@@ -64,24 +64,10 @@ def check_experiment(
     for key in document:
         if key not in _SECTIONS:
             problems.add(str(key), f"{key} is not a setting.{_where_it_belongs(str(key))}")
-    given = {key: value for key, value in document.items() if key in _SECTIONS}
+    given: Mapping[str, Any] = {key: v for key, v in document.items() if key in _SECTIONS}
     trainable = _trainable(given, problems)
     searching = trainable == "search"
-    if not searching:
-        training_section.refuse_searching(given, problems)
-        given = {key: item for key, item in given.items() if key not in OF_SEARCHES}
-    elif given.get("genotype") is not None:
-        problems.add(
-            "genotype",
-            "genotype has no meaning in a study of searches, which find theirs. To train it, write "
-            "trainable: retrain; or nas retrain GENOTYPE --like FILE.",
-        )
-    needed = ("space", "dataset", "method" if searching else "genotype")
-    for key in needed:
-        if key not in given:
-            every = "Every experiment" if searching else "An experiment with trainable: retrain"
-            listed = " and ".join(", ".join(needed).rsplit(", ", 1))
-            problems.add(key, f"{key} is missing. {every} needs {listed}.")
+    given = _relevant(given, problems, searching=searching)
     method, space = (
         check_plugin(kind, given[key], key, problems, words=SWEEP_WORDS) if key in given else None
         for kind, key in (("methods", "method"), ("spaces", "space"))
@@ -146,6 +132,28 @@ def _trainable(given: Mapping[str, Any], problems: Problems) -> str:
     miss = near_miss(str(value), ("search", "retrain"))
     problems.add("trainable", f"trainable must be search or retrain, got {value!r}.{miss}")
     return "search"
+
+
+def _relevant(
+    given: Mapping[str, Any], problems: Problems, *, searching: bool
+) -> Mapping[str, Any]:
+    """Return the sections without those of the other kind of study; report these, and lacks."""
+    if not searching:
+        training_section.refuse_searching(given, problems)
+        given = {key: item for key, item in given.items() if key not in OF_SEARCHES}
+    elif given.get("genotype") is not None:
+        problems.add(
+            "genotype",
+            "genotype has no meaning in a study of searches, which find theirs. To train it, write "
+            "trainable: retrain; or nas retrain GENOTYPE --like FILE.",
+        )
+    needed = ("space", "dataset", "method" if searching else "genotype")
+    for key in needed:
+        if key not in given:
+            every = "Every experiment" if searching else "An experiment with trainable: retrain"
+            listed = " and ".join(", ".join(needed).rsplit(", ", 1))
+            problems.add(key, f"{key} is missing. {every} needs {listed}.")
+    return given
 
 
 def has_sampled(node: Any) -> bool:
