@@ -111,12 +111,17 @@ def check_data(experiment: Experiment) -> None:
         ConfigError: A batch of the search or of the retraining can never be filled.
         DataError: The dataset cannot be read.
     """
+    if experiment.training is not None:
+        from orchestrator import training  # it needs this module
+
+        training.check_images(experiment)
+        return
     from trainables.streams import for_search
 
     name, config = plugins.make_config("datasets", experiment.dataset)
     module = plugins.load("datasets", name)
-    training = module.load(config, "train")
-    images, searched = len(training), len(for_search(training, 0))
+    pictures = module.load(config, "train")
+    images, searched = len(pictures), len(for_search(pictures, 0))
     problems = []
     share = experiment.search["train_share"]
     smallest = min(
@@ -148,9 +153,16 @@ def check_data(experiment: Experiment) -> None:
 def check_methods(experiment: Experiment) -> None:
     """Build every method and refuse one whose parts do not go together or that searches nothing.
 
+    Where retrainings are swept their networks are built.
+
     Raises:
         ConfigError: It cannot work, with the reason.
     """
+    if experiment.training is not None:
+        from orchestrator import training  # it needs this module
+
+        training.check_networks(experiment)
+        return
     from trainables.compose import (
         build_method,
         build_selection,
@@ -164,7 +176,7 @@ def check_methods(experiment: Experiment) -> None:
         epochs = min(candidates(block.tree["search"]["epochs"]))
         both = {"method": block.tree["method"], "space": block.tree["space"]}
         tried: set[str] = set()
-        for parts in itertools.islice(_extremes(both), _COMBINATIONS):
+        for parts in itertools.islice(extremes(both), _COMBINATIONS):
             plain = parts["method"]
             try:
                 name, config = plugins.make_config("methods", plain)
@@ -193,7 +205,7 @@ def check_methods(experiment: Experiment) -> None:
                     tried.add(needs)
                     check_supernets(space, method, epochs=epochs)
                     check_network(experiment, space)
-                if _wants_imagenet_stem(experiment) and not space.has_imagenet_stem:
+                if wants_imagenet_stem(experiment) and not space.has_imagenet_stem:
                     problems.append(
                         f"retrain.stem cannot be imagenet in space {space.name}, whose networks "
                         "have no such stem."
@@ -248,7 +260,8 @@ def check_network(experiment: Experiment, space: Any, genotype: Genotype | None 
         raise SpaceError(f"retrain: {error}") from error
 
 
-def _wants_imagenet_stem(experiment: Experiment) -> bool:
+def wants_imagenet_stem(experiment: Experiment) -> bool:
+    """Return whether what a study has found is to be retrained with the stem of ImageNet."""
     retrain = experiment.retrain
     return retrain is not None and not retrain.consistent and retrain.settings.stem == "imagenet"
 
@@ -263,13 +276,13 @@ def _space(settings: Mapping[str, Any]) -> Any:
     return plugins.load("spaces", name).build(config, name)
 
 
-def _extremes(node: Any) -> Iterator[Any]:
+def extremes(node: Any) -> Iterator[Any]:
     """Yield a part of an experiment with each drawn value at each of its candidates."""
     if sweep_word(node) is not None:
         for candidate in candidates(node):
-            yield from _extremes(candidate)
+            yield from extremes(candidate)
     elif isinstance(node, Mapping):
-        options = [list(_extremes(value)) for value in node.values()]
+        options = [list(extremes(value)) for value in node.values()]
         for values in itertools.product(*options):
             yield dict(zip(node, values, strict=True))
     else:

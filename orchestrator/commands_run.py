@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator import display, notices, oracle_report, results
+from orchestrator.budget import read_spending
 from orchestrator.genotypes import find_genotype, find_with_space
 from orchestrator.progress import Estimate, Outcome, Reporter
 from spaces.core.errors import NasError
@@ -267,6 +268,11 @@ def finish(outcome: Outcome, root: Path, as_json: bool) -> None:
         display.say(f"browse  {ui_command(study)}")
     if failed:
         display.note(f"{failed} rows failed or diverged: the report says why.")
+    spending = read_spending(study.path)
+    if spending is not None:
+        again = resume_command(study.name, root)
+        where = short(study.experiment_file)
+        display.note(f"{spending} To run them: raise retrain.budget_hours in {where}, then {again}")
     if outcome.interrupted:
         display.note(f"The study is not complete. Go on with: {resume_command(study.name, root)}")
         raise typer.Exit(INTERRUPTED)
@@ -278,7 +284,7 @@ def show_results(lines: Sequence[results.Result], said: Sequence[str] = ()) -> N
     for sentence in said:
         display.say(sentence)
         display.say("")
-    _show_lines(results.COLUMNS, [line.cells() for line in lines], results.NUMERIC)
+    _show_lines(results.columns(lines), [line.cells() for line in lines], results.NUMERIC)
 
 
 def show_oracle(shown: OracleView) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator import display, notices, results
+from orchestrator.budget import read_spending
 from orchestrator.commands_run import (
     DEFAULT_ROOT,
     TRIALS_FAILED,
@@ -101,6 +102,7 @@ def study_state(study: Study) -> dict[str, Any]:
     else:
         state = "complete"
     best = summary.best
+    spending = read_spending(study.path)
     return {
         "name": study.name,
         **notices.marks(study.experiment),
@@ -114,6 +116,7 @@ def study_state(study: Study) -> dict[str, Any]:
         "best_label": None if best is None else results.row_label(best),
         "best_seed": None if best is None else best.seed,
         "holder": None if summary.holder is None else dataclasses.asdict(summary.holder),
+        "left_out": 0 if spending is None else len(spending.left_out),
         "progress": progress if summary.holder is not None else None,
         "resume": resume_command(study.name, study.root) if state == "incomplete" else None,
     }
@@ -150,6 +153,8 @@ def _show_state(state: dict[str, Any]) -> None:
         "retrainings": _counts(state["retrain"]),
         "best": _best(state),
     }
+    if state["left_out"]:
+        lines["left out"] = f"{state['left_out']} retrainings, for retrain.budget_hours"
     holder, progress = state["holder"], state["progress"]
     if holder is not None:
         lines["runs"] = f"pid {holder['pid']} on {holder['host']} since {holder['since']}"

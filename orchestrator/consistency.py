@@ -27,16 +27,16 @@ def check(experiment: Experiment, given: Mapping[str, Any], problems: Problems) 
         _mode(experiment, problems)
     if not problems.under("tune", "oracle", "retrain"):
         _oracle_metric(experiment, problems)
-    if not problems.under("tune", "search"):
+    if not problems.under("tune", experiment.trainable):
         _scheduler_epochs(experiment, problems)
     if not problems.under("tune", "seeds"):
         _seeds_per_trial(experiment, given, problems)
-    if problems.under("method", "space", "search"):
+    if problems.under("method", "genotype", "space", experiment.trainable):
         return
     combinations = factors.count_blocks(experiment)
     if combinations > _MOST_BLOCKS:
         problems.add(
-            "search",
+            experiment.trainable,
             f"the grids must make at most {_MOST_BLOCKS} combinations, got {combinations}. "
             "Use choice instead of grid, with tune.num_samples.",
         )
@@ -84,14 +84,15 @@ def _scheduler_epochs(experiment: Experiment, problems: Problems) -> None:
     scheduler = experiment.tune.scheduler
     if scheduler is None:
         return
-    epochs = min(candidates(experiment.search["epochs"]))
+    epochs = min(candidates(experiment.swept["epochs"]))
+    whole = f"{experiment.trainable}.epochs"
     at = "tune.scheduler"
-    last, named = epochs, "search.epochs"
+    last, named = epochs, whole
     if isinstance(scheduler, Asha) and scheduler.max_epochs is not None:
         if scheduler.max_epochs > epochs:
             problems.add(
                 at,
-                f"{at}.max_epochs must be <= search.epochs ({epochs}), got {scheduler.max_epochs}.",
+                f"{at}.max_epochs must be <= {whole} ({epochs}), got {scheduler.max_epochs}.",
             )
             return
         last, named = scheduler.max_epochs, f"{at}.max_epochs"
@@ -196,6 +197,7 @@ def _counts(experiment: Experiment, blocks: list[factors.Block], problems: Probl
     if experiment.kept is not None and experiment.kept > searches:
         problems.add(
             "keep",
-            f"keep must be at most best_{searches}, the number of searches, "
+            f"keep must be at most best_{searches}, the number of "
+            f"{'searches' if experiment.trainable == 'search' else 'retrainings'}, "
             f"got {experiment.keep!r}.",
         )

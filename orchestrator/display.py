@@ -84,8 +84,7 @@ def progress_line(progress: Progress) -> str:
 
 
 def _best(progress: Progress) -> str:
-    split = "val" if progress.stage == "search" else "test"
-    return f"best {split} {100 * (progress.best or 0.0):.2f} %"
+    return f"best {progress.best_split} {100 * (progress.best or 0.0):.2f} %"
 
 
 class PlainReporter:
@@ -211,8 +210,9 @@ def reporter(stream: TextIO | None = None) -> Reporter:
 def estimate_lines(estimate: Estimate) -> list[str]:
     """Return the lines of a dry run below its table of trials."""
     new = sum(not trial.cached for trial in estimate.trials)
+    kind = "searches" if estimate.stage == "search" else "retrainings"
     lines = [
-        f"trials     {len(estimate.trials)} searches, {new} to run, "
+        f"trials     {len(estimate.trials)} {kind}, {new} to run, "
         f"{len(estimate.trials) - new} already in the ledger",
         f"resources  {estimate.cpus_per_trial:g} CPUs and {estimate.gpus_per_trial:g} GPUs a trial"
         f"; there are {estimate.cluster_cpus:g} CPUs and {estimate.cluster_gpus:g} GPUs"

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 _EVALUATION_SHARE = 1 / 6
 # Ray's start and the last batches to MLflow; then, before searches and before retrainings, workers
 # that import torch.
-_START_S = 12.0
-_WORKERS_START_S = 9.0
+START_S = 12.0
+WORKERS_START_S = 9.0
 # Trials side by side share caches, memory and the clock of a turbo boost.
-_SIDE_BY_SIDE = 1.25
-_ROW_BYTES_PER_EPOCH = 2_000
-_FIXED_BYTES = 5_000_000
+SIDE_BY_SIDE = 1.25
+ROW_BYTES = 2_000
+FIXED_BYTES = 5_000_000
 
 
 def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
@@ -44,12 +44,16 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
     Raises:
         StudyError: A trial does not fit the machine or cluster, or no cluster answers.
     """
+    if experiment.training is not None:
+        from orchestrator import training_estimate  # it needs this module
+
+        return training_estimate.estimate(experiment, root)
     per_trial = experiment.tune.per_trial
-    resources = _resources(experiment)
+    resources = resources_of(experiment)
     concurrent = sweep.fits(resources, per_trial.cpus, per_trial.gpus)
     concurrent = min(concurrent, experiment.tune.max_concurrent or concurrent)
     units = _units(experiment)
-    study = _existing(experiment.name, root)
+    study = existing(experiment.name, root)
     plans = [
         TrialPlan(unit.label, seed, unit.config_id, study is not None and _has(study, key))
         for unit in units
@@ -64,10 +68,10 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
     )
     busy = max(1, min(concurrent, len(units)))
     retrain_s, retrain, retrain_notes = _measure_retraining(experiment, units)
-    start_s = _START_S + _WORKERS_START_S * (1 + bool(retrain_s))
-    slower = _SIDE_BY_SIDE if busy > 1 and per_trial.gpus == 0 else 1.0
+    start_s = START_S + WORKERS_START_S * (1 + bool(retrain_s))
+    slower = SIDE_BY_SIDE if busy > 1 and per_trial.gpus == 0 else 1.0
     kept = len(plans) if experiment.kept is None else min(experiment.kept, len(plans))
-    rows_bytes = sum(unit.epochs * len(unit.rows) for unit in units) * _ROW_BYTES_PER_EPOCH
+    rows_bytes = sum(unit.epochs * len(unit.rows) for unit in units) * ROW_BYTES
     largest = max(sizes.values())
     return Estimate(
         trials=plans,
@@ -80,12 +84,12 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         total_s=start_s + slower * (search_s + retrain_s) / busy,
         # A running trial has weights, momentum and a copy of both on disk, and where it may go back
         # what it may go back to.
-        disk_bytes=_FIXED_BYTES
+        disk_bytes=FIXED_BYTES
         + kept * largest
         + (3 + 2 * max(map(_states_kept, units))) * busy * largest
         + 2 * rows_bytes,
         retrain=retrain,
-        notes=[*_notes(experiment), *_probe_notes(experiment, probes), *retrain_notes],
+        notes=[*notes_of(experiment), *_probe_notes(experiment, probes), *retrain_notes],
         schedules={unit.label: text for unit in units if (text := _schedule(unit))},
     )
 
@@ -105,13 +109,17 @@ def _states_kept(unit: Unit) -> int:
 
 def _units(experiment: Experiment) -> list[Unit]:
     identity = planning.identity(experiment, plugins_digest=planning.plugins_digest())
-    if experiment.tune.searcher.name == "optuna":
-        # What Optuna will draw is not known; a random draw of each block stands for it.
-        configurations = _stand_ins(experiment)
-    else:
-        configurations = planning.known_configurations(experiment)
+    configurations = configurations_of(experiment)
     labels = factors.label(configurations)
     return planning.search_units(experiment, configurations, identity, labels)
+
+
+def configurations_of(experiment: Experiment) -> Sequence[factors.Configuration]:
+    """Return what would run."""
+    if experiment.tune.searcher.name == "optuna":
+        # What Optuna will draw is not known; a random draw of each block stands for it.
+        return _stand_ins(experiment)
+    return planning.known_configurations(experiment)
 
 
 def _stand_ins(experiment: Experiment) -> Sequence[factors.Configuration]:
@@ -121,7 +129,12 @@ def _stand_ins(experiment: Experiment) -> Sequence[factors.Configuration]:
     return planning.known_configurations(experiment.model_copy(update={"tune": tune}))
 
 
-def _resources(experiment: Experiment) -> Mapping[str, float]:
+def resources_of(experiment: Experiment) -> Mapping[str, float]:
+    """Return the CPUs and GPUs that there are.
+
+    Raises:
+        StudyError: No cluster answers.
+    """
     if experiment.ray.address != "local":
         log = Path(os.devnull)
         with sweep.cluster(experiment.ray.address, None, log) as resources:
@@ -132,7 +145,8 @@ def _resources(experiment: Experiment) -> Mapping[str, float]:
     return {"CPU": float(cpus), "GPU": float(visible_gpus() or 0)}
 
 
-def _existing(name: str, root: Path | None) -> Study | None:
+def existing(name: str, root: Path | None) -> Study | None:
+    """Return the study of that name, or None."""
     with contextlib.suppress(StudyError):
         return Study.open(name, root)
     return None
@@ -160,7 +174,7 @@ def _measure(
             trial = _search_trial(experiment, unit)
             step = trial.time_steps(2)
             epoch_s = step * trial.steps_per_epoch * (1 + _EVALUATION_SHARE)
-            size = sum(_sizes(trial.final_state()))
+            size = sum(sizes_of(trial.final_state()))
             measured[kind] = (epoch_s, size, trial.time_diagnostics())
         seconds[unit.label], sizes[unit.label], probes[unit.label] = measured[kind]
     return seconds, sizes, probes
@@ -297,15 +311,21 @@ def _measure_retraining(
     count = len(groups) * retrain.top_k * len(retrain.seeds)
     epoch_s = trial.time_steps(2) * trial.steps_per_epoch
     text = f"at most {count} of {retrain.settings.epochs} epochs, about {epoch_s:.2g} s each"
-    return count * retrain.settings.epochs * epoch_s, text, trial.notes
+    each_s = retrain.settings.epochs * epoch_s
+    if retrain.budget_hours is not None and count * each_s > retrain.budget_hours * 3600:
+        # The first one is started in any case: its epochs are the measure.
+        count = max(1, int(retrain.budget_hours * 3600 / each_s))
+        text += f"; budget_hours {retrain.budget_hours:g} is enough for about {count}"
+    return count * each_s, text, trial.notes
 
 
-def _sizes(state: Any) -> Iterator[int]:
+def sizes_of(state: Any) -> Iterator[int]:
+    """Yield the bytes of every tensor of a state."""
     if hasattr(state, "element_size"):
         yield state.element_size() * state.numel()
     elif isinstance(state, Mapping):
         for value in state.values():
-            yield from _sizes(value)
+            yield from sizes_of(value)
 
 
 def _probe_notes(experiment: Experiment, probes: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -317,12 +337,14 @@ def _probe_notes(experiment: Experiment, probes: Mapping[str, Mapping[str, float
     ]
 
 
-def _notes(experiment: Experiment) -> list[str]:
+def notes_of(experiment: Experiment) -> list[str]:
+    """Return what has to be known of every estimate."""
     notes = [
         "time: from steps measured on this machine, with allowances for start-up and shared cores"
     ]
     if experiment.tune.scheduler is not None:
-        notes.append(f"the scheduler {experiment.tune.scheduler.name} may stop searches earlier")
+        stopped = "searches" if experiment.trainable == "search" else "retrainings"
+        notes.append(f"the scheduler {experiment.tune.scheduler.name} may stop {stopped} earlier")
     if experiment.tune.searcher.name == "optuna":
         notes.append("Optuna chooses while it runs: the configurations shown are random stand-ins")
     if experiment.max_hours is not None:

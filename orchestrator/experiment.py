@@ -15,6 +15,8 @@ METRICS = ("val_accuracy", "val_loss")
 # Of the test split: allowed by `tune.allow_oracle_metric` alone, and said in every output.
 ORACLE_METRICS = ("oracle/test_accuracy", "oracle/test_regret")
 Metric = Literal["val_accuracy", "val_loss", "oracle/test_accuracy", "oracle/test_regret"]
+OF_SEARCHES = ("method", "selection", "search", "diagnostics", "oracle", "limits")
+"""Sections of an experiment file that have no meaning with `trainable: retrain`."""
 SWEEP_WORDS = ("grid", "choice", "uniform", "loguniform", "randint")
 
 
@@ -141,6 +143,8 @@ class Retrain(Record):
             its epochs and val_share alone.
         protocol: Name of the published settings that `settings` and sizes were filled in from where
             the file said nothing else; a record alone, since `settings` holds every value.
+        budget_hours: Trial hours that all retrainings of the study may take; those that would go
+            beyond it are not started, the best genotypes being first. None is no limit.
     """
 
     settings: RetrainSettings = RetrainSettings()
@@ -150,6 +154,7 @@ class Retrain(Record):
     seeds: tuple[int, ...] = (0,)
     consistent: bool = False
     protocol: str | None = None
+    budget_hours: float | None = None
 
     def given(self) -> dict[str, Any]:
         """Return the settings that the experiment itself decides."""
@@ -192,6 +197,18 @@ class Simulation(Record):
     response: Literal["none", "middle"] = "none"
 
 
+class Training(Record):
+    """The section `retrain` of an experiment whose retrainings are what is swept.
+
+    Attributes:
+        settings: Every field of `RetrainSettings`; any but `val_share` may be a sweep word.
+        protocol: As in `Retrain`.
+    """
+
+    settings: dict[str, Any]
+    protocol: str | None = None
+
+
 class Experiment(Record):
     """One experiment file, checked, with every default filled in.
 
@@ -200,21 +217,28 @@ class Experiment(Record):
 
     Attributes:
         name: Name of the study.
-        space, dataset, method, selection: Plug-in and all its settings: {"name": ..., ...}.
+        trainable: What the study compares configurations of; its stage and section.
+        genotype: What `trainable: retrain` trains, {"name": ..., **its JSON form}, or a grid of
+            such; or None.
+        space, dataset, method, selection: Plug-in and all its settings: {"name": ..., ...}. With
+            `trainable: retrain` there is no method and no selection, so they are {}.
         seeds: Every configuration runs once with each.
-        search: Every field of `SearchSettings`.
+        search: Every field of `SearchSettings`; {} with `trainable: retrain`.
         diagnostics: Every field of each of `DIAGNOSTICS` that is on: costly, changing no result.
         oracle: Benchmark table in which reports look genotypes up, with its settings; or None.
         simulation: Set where searches and retrainings are looked up in the oracle's table, or None.
         retrain: Retraining of the best genotypes, or None.
         limits: Cost over which a genotype is not retrained, or None. It is that of the network that
             `retrain` builds, or without it of the space's published evaluation network.
+        training: With `trainable: retrain` the section `retrain` in its place, else None.
         tune, ray, mlflow: See their records.
-        keep: Searches whose final state is kept: "all", "none" or "best_K".
+        keep: Searches (or swept retrainings) whose final state is kept: "all", "none" or "best_K".
         max_hours: Hours after which what runs is stopped, to be resumed some time; or None.
     """
 
     name: str
+    trainable: Literal["search", "retrain"] = "search"
+    genotype: dict[str, Any] | None = None
     space: dict[str, Any]
     dataset: dict[str, Any]
     seeds: tuple[int, ...] = (0,)
@@ -226,11 +250,26 @@ class Experiment(Record):
     simulation: Simulation | None = None
     retrain: Retrain | None = None
     limits: Limits | None = None
+    training: Training | None = None
     tune: Tune = Tune()
     ray: RaySettings = RaySettings()
     mlflow: MlflowSettings = MlflowSettings()
     keep: str = "all"
     max_hours: float | None = None
+
+    @property
+    def swept(self) -> dict[str, Any]:
+        """The settings of what is compared: of the search, or of the retraining."""
+        return self.search if self.training is None else self.training.settings
+
+    @property
+    def held_out(self) -> bool:
+        """Whether configurations have validation images, so that `tune.metric` compares them."""
+        return self.training is None or self.training.settings["val_share"] > 0
+
+    def metric_of(self, stage: Literal["search", "retrain"]) -> str:
+        """Return what the rows of a stage are ranked by where they are shown."""
+        return self.tune.metric if stage == self.trainable and self.held_out else "test_accuracy"
 
     @property
     def adaptive(self) -> bool:
@@ -266,7 +305,7 @@ class Experiment(Record):
 
     def resolved(self) -> dict[str, Any]:
         """Return the mapping of an experiment file that leaves nothing to a default."""
-        document = self.model_dump(mode="json", exclude={"retrain"})
+        document = self.model_dump(mode="json", exclude={"retrain", "training"})
         if self.tune.searcher.name == "grid":
             del document["tune"]["searcher"]["seed"]
         if self.tune.scheduler is None:
@@ -275,8 +314,12 @@ class Experiment(Record):
         if self.retrain is not None:
             retrain = self.retrain.given()
             retrain |= self.retrain.model_dump(mode="json", exclude={"settings"})
-        ordered = {key: document.get(key) for key in type(self).model_fields}
-        return ordered | {"retrain": retrain}
+        left_out: tuple[str, ...] = ("genotype", "training")
+        if self.training is not None:
+            retrain = {**self.training.settings, "protocol": self.training.protocol}
+            left_out = (*OF_SEARCHES, "training")
+        ordered = {key: document.get(key) for key in type(self).model_fields} | {"retrain": retrain}
+        return {key: value for key, value in ordered.items() if key not in left_out}
 
 
 def sweep_word(node: Any) -> str | None:

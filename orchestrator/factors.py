@@ -21,13 +21,15 @@ from orchestrator.experiment import Experiment, sweep_word
 from orchestrator.labels import whole_labels
 from orchestrator.sweep_words import canonical
 from spaces.core import plugins
-from trainables.settings import SearchSettings
+from spaces.core.genotype import Genotype
+from trainables.settings import RetrainSettings, SearchSettings, identifying
 
 if TYPE_CHECKING:
     import numpy as np
     import optuna
 
 _PARTS = ("method", "space", "search")
+_OF_TRAINING = ("genotype", "retrain")
 _MAX_REPEATS = 1000
 
 
@@ -37,7 +39,8 @@ class Block:
 
     Attributes:
         index: Its place among the blocks of the experiment.
-        tree: method, space, search, dataset and selection; what is drawn is still a sweep word.
+        tree: method, space, search, dataset and selection, or genotype, retrain, space and dataset
+            with `trainable: retrain`; what is drawn is still a sweep word.
         dimensions: What is drawn, a condition's choice before what hangs on it.
         label: What tells it from the other blocks.
     """
@@ -49,16 +52,17 @@ class Block:
 
     @property
     def fixed(self) -> dict[str, Any]:
-        """The settings of method, space and search that are not drawn."""
-        return {part: without_words(self.tree[part]) for part in _PARTS}
+        """The settings of method, space and search, or genotype and retrain, that are not drawn."""
+        parts = _OF_TRAINING if "genotype" in self.tree else _PARTS
+        return {part: without_words(self.tree[part]) for part in parts}
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One point of the sweep; each of its seeds is one search.
+    """One point of the sweep; each of its seeds is one search, or one retraining.
 
     Attributes:
-        settings: method, space, dataset, search and selection, every default filled in.
+        settings: As the tree of its block, every default filled in.
         params: What was drawn, by the name of its dimension.
         block: Index of its block.
         config_id: 10 hexadecimal characters of the settings.
@@ -73,24 +77,33 @@ class Configuration:
 def blocks(experiment: Experiment) -> list[Block]:
     """Return every combination of the grid factors, the last one of the file changing fastest."""
     rest = {"dataset": experiment.dataset, "selection": experiment.selection}
-    parts = [_expand(getattr(experiment, part)) for part in _PARTS]
+    if experiment.training is not None:
+        rest = {"dataset": experiment.dataset, "space": experiment.space}
+    parts = _parts(experiment)
     trees = [
-        dict(zip(_PARTS, combination, strict=True)) | rest
-        for combination in itertools.product(*parts)
+        dict(zip(parts, combination, strict=True)) | rest
+        for combination in itertools.product(*map(_expand, parts.values()))
     ]
     labels = whole_labels(
         [{part: without_words(settings) for part, settings in tree.items()} for tree in trees]
     )
     found = []
     for index, tree in enumerate(trees):
-        dimensions = tuple(d for part in _PARTS for d in dimensions_of(tree[part], part))
+        dimensions = tuple(d for part in parts for d in dimensions_of(tree[part], part))
         found.append(Block(index, tree, dimensions, labels[index] or f"block {index}"))
     return found
 
 
 def count_blocks(experiment: Experiment) -> int:
     """Return the number of combinations of the grid factors, without making them."""
-    return math.prod(_count(getattr(experiment, part)) for part in _PARTS)
+    return math.prod(map(_count, _parts(experiment).values()))
+
+
+def _parts(experiment: Experiment) -> dict[str, Any]:
+    """Return what may be swept, by its section in the file."""
+    if experiment.training is None:
+        return {part: getattr(experiment, part) for part in _PARTS}
+    return {"genotype": experiment.genotype or {}, "retrain": experiment.training.settings}
 
 
 def label(configurations: Iterable[Configuration]) -> dict[str, str]:
@@ -232,12 +245,26 @@ def configuration(block: Block, params: Mapping[str, Any]) -> Configuration:
         if dimension.kind == "choice":
             value = dimension.args[dimension.texts.index(value)]
         settings = _with(settings, dimension.path.split("."), value)
+    identity = _identity_of_training(settings) if "genotype" in settings else _checked(settings)
+    digest = hashlib.sha256(canonical(identity).encode()).hexdigest()[:10]
+    return Configuration(settings, dict(params), block.index, digest)
+
+
+def _checked(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Let plug-ins and settings of a search refuse it; what is stored and hashed is the mapping."""
     for part, kind in PLUGIN_KINDS.items():
         _check_plugin(kind, canonical(settings[part]))
-    # Built to be checked; the mapping, complete already, is what is stored and hashed.
     plugins.typed_config(SearchSettings, settings["search"], where="search", owner="search")
-    digest = hashlib.sha256(canonical(settings).encode()).hexdigest()[:10]
-    return Configuration(settings, dict(params), block.index, digest)
+    return settings
+
+
+def _identity_of_training(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what tells a swept retraining from others: a genotype's name and form do not count."""
+    training = plugins.typed_config(
+        RetrainSettings, settings["retrain"], where="retrain", owner="retrain"
+    )
+    genotype = Genotype.from_json(settings["genotype"])
+    return {**settings, "genotype": genotype.hash, "retrain": identifying(training)}
 
 
 def _with(settings: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def find_with_space(text: str) -> Genotype | None:
 def _content(text: str) -> str | None:
     """Return what the file of that path holds; None where there is none."""
     path = Path(text)
-    if len(text) >= _LONGEST_PATH or not _is_file(path):
+    if len(text) >= _LONGEST_PATH or not is_file(path):
         return None
     try:
         return path.read_text(encoding="utf-8")
@@ -76,8 +76,9 @@ def _content(text: str) -> str | None:
         raise SpaceError(f"{path} is no text file: {error}") from error
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Return whether there is such a file; a genotype's text is no path and never one."""
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a genotype's text can be too long, or odd, for a path
+    except (OSError, ValueError):  # too long, or odd, for a path
         return False

@@ -8,18 +8,22 @@ from typing import Any
 
 from orchestrator.sweep_words import canonical, plain
 from spaces.core import plugins
-from trainables.settings import SearchSettings
+from trainables.settings import RetrainSettings, SearchSettings
 
 
 def whole_labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Label configurations: "darts", "darts alpha_gradient=unrolled", "sdarts_rs weight_lr=0.1".
 
     Args:
-        settings: Each with any of method, space, dataset, selection and search.
+        settings: Each with any of method, space, dataset, selection and search; or, where
+            retrainings are swept, with genotype and retrain.
 
     Returns:
-        One label each. Its method always; of the rest, what is not the same in all.
+        One label each. Its method (its genotype's name) always; of the rest, what is not the same
+        in all.
     """
+    if settings and "genotype" in settings[0]:
+        return _training_labels(settings)
     columns = [plugin_labels("methods", [item["method"] for item in settings])]
     for part, kind in (("space", "spaces"), ("dataset", "datasets"), ("selection", "selections")):
         parts = [item[part] for item in settings]
@@ -32,6 +36,14 @@ def whole_labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     defaults = {field.name: plain(field.default) for field in dataclasses.fields(SearchSettings)}
     columns.append(_differences([item["search"] for item in settings], defaults))
     return [" ".join(text for text in row if text) for row in zip(*columns, strict=True)]
+
+
+def _training_labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Label retrainings: "DARTS_V2 lr=0.1"."""
+    defaults = {field.name: plain(field.default) for field in dataclasses.fields(RetrainSettings)}
+    differing = _differences([item["retrain"] for item in settings], defaults)
+    names = [str(item["genotype"]["name"]) for item in settings]
+    return [f"{name} {text}".rstrip() for name, text in zip(names, differing, strict=True)]
 
 
 def plugin_labels(kind: str, parts: Sequence[Mapping[str, Any]]) -> list[str]:

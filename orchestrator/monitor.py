@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -174,13 +174,19 @@ class Monitor:
     def _note(self, row: Row) -> None:
         self.statuses[row.key] = row.status
         self.epochs[row.key] = max(self.epochs.get(row.key, 0), row.epochs_done)
-        metric = self.study.experiment.tune.metric if self.stage == "search" else "test_accuracy"
-        sign = -1.0 if self.stage == "search" and self.study.experiment.tune.mode == "min" else 1.0
+        metric = self.study.experiment.metric_of(self.stage)
+        sign = -1.0 if metric.endswith("loss") else 1.0
         value = row.value(metric)
         if value is None or row.status not in ("finished", "stopped"):
             return
         if self.best is None or sign * value > sign * self.best:
             self.best, self.best_label = value, row.label
+
+    def leave_out(self, keys: Set[str]) -> None:
+        """Count rows no more that are not run now."""
+        self.total -= len(keys & self.keys)
+        self.keys -= keys
+        self.on_tick(0)
 
     def on_tick(self, running: int) -> None:
         """Show and store where the stage stands."""
@@ -194,6 +200,7 @@ class Monitor:
             stopped=counts.count("stopped"),
             best=self.best,
             best_label=self.best_label,
+            best_split=self.study.experiment.metric_of(self.stage).partition("_")[0],
             elapsed_s=time.time() - self.started,
             left_s=self._left(),
         )

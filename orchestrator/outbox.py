@@ -36,6 +36,7 @@ EPOCH_METRICS: dict[Stage, tuple[str, ...]] = {
         "test_accuracy",
         "test_loss",
         "val_accuracy",
+        "val_loss",
         "train_accuracy",
         "train_loss",
     ),

@@ -96,8 +96,8 @@ def known_configurations(experiment: Experiment) -> list[Configuration]:
 
 
 def longest_epochs(experiment: Experiment) -> int:
-    """Return the epochs of the longest search that the experiment can ask for."""
-    return int(max(candidates(experiment.search["epochs"])))
+    """Return the epochs of the longest search, or swept retraining, that can be asked for."""
+    return int(max(candidates(experiment.swept["epochs"])))
 
 
 def search_units(
@@ -125,7 +125,7 @@ def search_units(
                     params=configuration.params,
                     label=labels[configuration.config_id],
                     epochs=int(configuration.settings["search"]["epochs"]),
-                    extra=_extra(identity),
+                    extra=recorded(identity),
                 )
             )
     return units
@@ -164,6 +164,8 @@ def retrain_units(
     """Return the retrainings of the best distinct genotypes, each genotype once.
 
     One that is over the limits of the experiment makes room for the next best.
+    With `retrain.budget_hours` the best genotype of all is first, and else each group's best after
+    those of the groups before it.
 
     Args:
         experiment: Its `retrain` says how many, per what, and with which seeds.
@@ -186,7 +188,12 @@ def retrain_units(
             if len(hashes) == experiment.retrain.top_k:
                 break
     units = []
-    for row, names in chosen.values():
+    ordered = list(chosen.values())
+    if experiment.retrain.budget_hours is not None:
+        best = _best_first([row for row, _ in ordered], experiment.retrain.by)
+        places = {row.key: place for place, row in enumerate(best)}
+        ordered.sort(key=lambda item: places[item[0].key])
+    for row, names in ordered:
         if row.genotype is not None and row.genotype_hash is not None:
             units += genotype_units(
                 experiment,
@@ -240,17 +247,7 @@ def genotype_units(
     trained = {"genotype": dict(genotype), "space": dict(space), "dataset": experiment.dataset}
     units = []
     for seed in experiment.retrain.seeds:
-        key = row_key(
-            "retrain",
-            {
-                "genotype": genotype_hash,
-                "space": dict(space)["name"],
-                "retrain": identifying(training),
-                "dataset": dict(identity.dataset),
-                "plugins": identity.plugins,
-                "seed": seed,
-            },
-        )
+        key = retrain_key(genotype_hash, space, training, identity, seed)
         units.append(
             Unit(
                 stage="retrain",
@@ -261,10 +258,31 @@ def genotype_units(
                 params={},
                 label=label,
                 epochs=int(settings["epochs"]),
-                extra={**_extra(identity), "genotype_hash": genotype_hash, "method": method},
+                extra={**recorded(identity), "genotype_hash": genotype_hash, "method": method},
             )
         )
     return units
+
+
+def retrain_key(
+    genotype_hash: str,
+    space: Mapping[str, Any],
+    training: RetrainSettings,
+    identity: Identity,
+    seed: int,
+) -> str:
+    """Return the ledger key of a retraining."""
+    return row_key(
+        "retrain",
+        {
+            "genotype": genotype_hash,
+            "space": space["name"],
+            "retrain": identifying(training),
+            "dataset": dict(identity.dataset),
+            "plugins": identity.plugins,
+            "seed": seed,
+        },
+    )
 
 
 def snapshot_plugins(folder: Path) -> None:
@@ -307,7 +325,8 @@ def fits(row: Row, limits: Limits) -> bool:
     return row.evaluation is not None and not limits.over(row.evaluation)
 
 
-def _extra(identity: Identity) -> dict[str, Any]:
+def recorded(identity: Identity) -> dict[str, Any]:
+    """Return what every row of a study records beside its settings."""
     return {"git": identity.git, "per_trial": dict(identity.per_trial)}
 
 

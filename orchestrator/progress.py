@@ -22,6 +22,7 @@ class Progress:
         stopped: Rows of `done` that a scheduler stopped early.
         best: Best value of the study's metric so far, a share, or None.
         best_label: Row label of the best value.
+        best_split: Split that the best value is of: "val" or "test".
         elapsed_s: Seconds since the command started.
         left_s: Estimated seconds to the end of the stage, or None while unknown.
     """
@@ -34,6 +35,7 @@ class Progress:
     stopped: int = 0
     best: float | None = None
     best_label: str = ""
+    best_split: str = "val"
     elapsed_s: float = 0.0
     left_s: float | None = None
 
@@ -49,6 +51,7 @@ class Outcome:
         stopped: Rows that a scheduler or the time limit stopped.
         diverged: Rows whose loss became infinite or NaN.
         interrupted: Whether the study is incomplete and can be resumed.
+        left_out: Retrainings that `retrain.budget_hours` left out.
     """
 
     study_name: str
@@ -57,6 +60,7 @@ class Outcome:
     stopped: int = 0
     diverged: int = 0
     interrupted: bool = False
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ class Estimate:
     """What a dry run found out; nothing was started.
 
     Attributes:
-        trials: Planned searches, one per configuration and seed.
+        trials: Planned searches, or swept retrainings: one per configuration and seed.
+        stage: Which of both they are.
         cpus_per_trial, gpus_per_trial: Resources asked for.
         cluster_cpus, cluster_gpus: Resources that there are.
         concurrent: Trials that fit side by side.
@@ -105,6 +110,7 @@ class Estimate:
     retrain: str = ""
     notes: list[str] = field(default_factory=list)
     schedules: Mapping[str, str] = field(default_factory=dict)
+    stage: Stage = "search"
 
 
 class Reporter(Protocol):

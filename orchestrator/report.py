@@ -6,7 +6,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from orchestrator import (
     oracle_report,
     plots,
 )
+from orchestrator.budget import read_spending
 from orchestrator.cost_report import CostView
 from orchestrator.document import (
     Block,
@@ -33,16 +34,17 @@ from orchestrator.document import (
 from orchestrator.ledger import replace_file
 from orchestrator.oracle_report import OracleView
 from orchestrator.results import (
-    COLUMNS,
     NUMERIC,
     Result,
     by_label,
     caption,
+    columns,
     counting,
     document,
     row_label,
     show_count,
     tabulate,
+    tabulate_trainings,
 )
 from orchestrator.statistics import show_time
 
@@ -85,9 +87,12 @@ def write_report(study: Study) -> Report:
     retrain = study.experiment.retrain
     by = retrain.by if retrain else "val_accuracy"
     given, limits = retrain.given() if retrain else None, study.experiment.limits
-    results = tabulate(rows, given, by, limits)
+    stage = study.experiment.trainable
+    swept = stage == "retrain"
+    results = tabulate_trainings(rows) if swept else tabulate(rows, given, by, limits)
     costs = cost_report.view(counting(rows, given), limits)
     truth = oracle_report.view(rows, *oracle.of_study(study))
+    spending = read_spending(study.path)
     folder = study.report
     folder.mkdir(parents=True, exist_ok=True)
     said = notices.notices(study.experiment)
@@ -97,14 +102,15 @@ def write_report(study: Study) -> Report:
         *(Paragraph(sentence) for sentence in said),
         *_state(study),
         Heading("Results"),
-        Grid(COLUMNS, [result.cells() for result in results], NUMERIC),
+        Grid(columns(results), [result.cells() for result in results], NUMERIC),
         Paragraph(" ".join(caption(results, by, simulated=study.simulated))),
-        *_curve_blocks(rows, results, folder),
+        *([Paragraph(str(spending))] if spending is not None else []),
+        *_curve_blocks([row for row in rows if row.stage == stage], results, folder),
         *oracle_report.blocks(truth, folder),
         *cost_report.blocks(costs, folder),
         *_diagnosis_blocks(rows, folder),
         *_genotype_blocks(results, folder),
-        *_retrain_blocks(rows),
+        *_retrain_blocks(rows, compared=swept),
         *_unfinished_blocks(rows),
         Heading("Settings"),
         Code(study.experiment_file.read_text(encoding="utf-8"), "Resolved experiment"),
@@ -123,6 +129,8 @@ def write_report(study: Study) -> Report:
     )
     head = {"study": study.name, **notices.marks(study.experiment)}
     table = {**head, **report.to_json()}
+    if spending is not None:
+        table["budget"] = asdict(spending)
     replace_file(report.table, json.dumps(table, indent=2, allow_nan=False).encode())
     replace_file(report.html, to_html(blocks, title).encode())
     replace_file(report.markdown, to_markdown(blocks, folder).encode())
@@ -160,7 +168,8 @@ def _curve(row: Row) -> list[float]:
 
 
 def _curve_blocks(rows: Sequence[Row], results: Sequence[Result], folder: Path) -> list[Block]:
-    groups = by_label([row for row in rows if row.stage == "search" and _curve(row)])
+    """Return the curves of the rows that the study compares, all of one stage."""
+    groups = by_label([row for row in rows if _curve(row)])
     # What a rule chose from later has the curves of its search.
     searched = [r.label for r in results if r.accuracy.n and r.label in groups]
     shown = searched[: plots.MOST_LABELS]
@@ -171,7 +180,9 @@ def _curve_blocks(rows: Sequence[Row], results: Sequence[Result], folder: Path) 
     if not series and not others:
         return []
     path = folder / "val_accuracy.png"
-    whose = "simulated val accuracy" if rows[0].simulated else "val accuracy of the supernet"
+    of_supernet = " of the supernet" if any(row.stage == "search" for row in rows) else ""
+    simulated = any(row.simulated for row in rows)
+    whose = "simulated val accuracy" if simulated else f"val accuracy{of_supernet}"
     plots.curves(series, path, ylabel=f"{whose}, %", stopped=others)
     text = "Validation accuracy: mean over seeds, 95 % interval shaded, for 3 seeds or more"
     if others:
@@ -228,7 +239,7 @@ def _genotype_blocks(results: Sequence[Result], folder: Path) -> list[Block]:
     return [Heading("Best genotypes"), *blocks]
 
 
-def _retrain_blocks(rows: Sequence[Row]) -> list[Block]:
+def _retrain_blocks(rows: Sequence[Row], *, compared: bool) -> list[Block]:
     retrains = [row for row in rows if row.stage == "retrain"]
     if not retrains:
         return []
@@ -236,13 +247,15 @@ def _retrain_blocks(rows: Sequence[Row]) -> list[Block]:
     for row in rows:
         if row.stage == "search" and row.status == "finished":
             found_by.setdefault(row.genotype_hash, []).append(f"{row_label(row)} seed {row.seed}")
+    labels = {row.key: label for label, group in by_label(retrains).items() for row in group}
     lines = []
     for row in retrains:
+        names = found_by.get(row.genotype_hash, [])
         test, params, macs = (row.value(name) for name in ("test_accuracy", "params", "macs"))
         lines.append(
             (
                 row.genotype_hash or "–",
-                ", ".join(found_by.get(row.genotype_hash, [])) or "–",
+                labels[row.key] if compared else ", ".join(names) or "–",
                 str(row.seed),
                 "–" if test is None else f"{100 * test:.2f}",
                 show_count(params),
@@ -250,8 +263,9 @@ def _retrain_blocks(rows: Sequence[Row]) -> list[Block]:
                 show_time(row.cost.get("time_s")),
             )
         )
-    columns = ("genotype", "found by", "seed", "test accuracy %", "params", "macs", "time")
-    return [Heading("Retraining"), Grid(columns, lines, columns[2:])]
+    second = "configuration" if compared else "found by"
+    heads = ("genotype", second, "seed", "test accuracy %", "params", "macs", "time")
+    return [Heading("Retraining"), Grid(heads, lines, heads[2:])]
 
 
 def _unfinished_blocks(rows: Sequence[Row]) -> list[Block]:

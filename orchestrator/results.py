@@ -26,7 +26,25 @@ COLUMNS = (
     "macs",
     "search time",
 )
-NUMERIC = ("val accuracy %, mean [95 %]", "retrain test accuracy %", *COLUMNS[5:])
+TRAINING_COLUMNS = (
+    "configuration",
+    "seeds",
+    "val accuracy %, mean [95 %]",
+    "test accuracy %, mean [95 %]",
+    "genotype",
+    "params",
+    "macs",
+    "time",
+)
+NUMERIC = (
+    "val accuracy %, mean [95 %]",
+    "retrain test accuracy %",
+    "test accuracy %, mean [95 %]",
+    "params",
+    "macs",
+    "search time",
+    "time",
+)
 _COSTS = ("params", "macs")
 _BEST = {
     "val_loss": "least validation loss",
@@ -45,7 +63,9 @@ class Result:
         asked: Rows it has in the ledger, whatever became of them: searches, or retrainings where
             nothing was searched.
         searched: Whether the study has searches of it.
-        val_accuracies: Last validation accuracy of each finished search by seed, shares.
+        compared: Whether the study compares retrainings, so that each has a line of its own.
+        val_accuracies: Last validation accuracy of each finished search by seed, shares; of each
+            finished retraining where these are compared.
         accuracy: Their mean and interval.
         test_accuracies: Test accuracy of each retraining of `genotype_hash`, by retrain seed.
         test: Their mean and interval.
@@ -53,7 +73,7 @@ class Result:
         genotype: Its JSON form.
         params, macs: Cost of its evaluation network, where it has been counted.
         over: Limits of the study that it is over, because no genotype of the line keeps them.
-        search_s: Mean duration of a finished search, in seconds.
+        search_s: Mean duration of a finished search, or compared retraining, in seconds.
     """
 
     label: str
@@ -70,9 +90,10 @@ class Result:
     params: int | None = None
     macs: int | None = None
     over: tuple[str, ...] = ()
+    compared: bool = False
 
     def cells(self) -> tuple[str, ...]:
-        """Return the texts of the line, in the order of `COLUMNS`."""
+        """Return the texts of the line, in the order of `columns`."""
         n = self.accuracy.n if self.searched else self.test.n
         return (
             self.label,
@@ -83,6 +104,11 @@ class Result:
             *(show_count(getattr(self, name), f"max_{name}" in self.over) for name in _COSTS),
             show_time(self.search_s),
         )
+
+
+def columns(results: Sequence[Result]) -> tuple[str, ...]:
+    """Return the heads of the table's columns."""
+    return TRAINING_COLUMNS if any(result.compared for result in results) else COLUMNS
 
 
 def _single(summary: Summary) -> str:
@@ -222,6 +248,45 @@ def _counted_by(retrains: Sequence[Row], best: Row | None) -> dict[str, int]:
     return {}
 
 
+def tabulate_trainings(rows: Sequence[Row]) -> list[Result]:
+    """Return the table's lines of a study that compares retrainings: one per configuration.
+
+    As in `tabulate`, means are over finished rows alone, and lines are sorted by validation
+    accuracy where each has two seeds or more; test accuracy never sorts them where there is any.
+    """
+    groups = by_label([row for row in rows if row.stage == "retrain"])
+    results = [_training(label, group) for label, group in groups.items()]
+    if all(result.test.n > 1 for result in results):
+        results.sort(key=lambda result: -(result.accuracy.mean or result.test.mean or 0.0))
+    return results
+
+
+def _training(label: str, group: Sequence[Row]) -> Result:
+    finished = [row for row in group if row.status == "finished"]
+    vals, tests = (
+        {row.seed: value for row in finished if (value := row.value(metric)) is not None}
+        for metric in ("val_accuracy", "test_accuracy")
+    )
+    times = [row.cost["time_s"] for row in finished if "time_s" in row.cost]
+    cost = _counted_by(finished, group[0])
+    return Result(
+        label=label,
+        method=group[0].method,
+        asked=len(group),
+        val_accuracies=vals,
+        accuracy=summarize(list(vals.values())),
+        test_accuracies=tests,
+        test=summarize(list(tests.values())),
+        genotype_hash=group[0].genotype_hash,
+        genotype=group[0].genotype,
+        search_s=sum(times) / len(times) if times else None,
+        params=cost.get("params"),
+        macs=cost.get("macs"),
+        searched=False,
+        compared=True,
+    )
+
+
 def _retrain_only(retrains: Sequence[Row]) -> list[Result]:
     """Return one line per genotype, for a study that searched nothing."""
     groups: dict[str | None, list[Row]] = {}
@@ -271,6 +336,8 @@ def caption(
     results: Sequence[Result], by: str = "val_accuracy", *, simulated: bool = False
 ) -> list[str]:
     """Return the sentences that the table cannot be read without."""
+    if any(result.compared for result in results):
+        return _caption_of_trainings(results)
     best = _BEST.get(by, "best one")
     lines = [
         f"Interval: {METHOD}, for {MIN_SEEDS} seeds or more; a dash stands where there are fewer.",
@@ -293,4 +360,20 @@ def caption(
         lines.append("Means leave out the rows that did not finish, which are listed below.")
     if len(results) > 1 and any(result.accuracy.n == 1 for result in results):
         lines.append("One seed does not rank methods: lines keep the order of the experiment.")
+    return lines
+
+
+def _caption_of_trainings(results: Sequence[Result]) -> list[str]:
+    lines = [
+        f"Interval: {METHOD}, for {MIN_SEEDS} seeds or more; a dash stands where there are fewer.",
+        "Val accuracy is of the held-out training images after the last epoch, and what "
+        "configurations are compared by; the test split is read once, at that epoch's end.",
+        "Time is the mean of a finished retraining.",
+    ]
+    if not any(result.accuracy.n for result in results):
+        lines[1] = "No images are held out; the test split is read once, after the last epoch."
+    if any(result.test.n < result.asked for result in results):
+        lines.append("Means leave out the rows that did not finish, which are listed below.")
+    if len(results) > 1 and any(result.test.n == 1 for result in results):
+        lines.append("One seed ranks nothing: lines keep the order of the experiment.")
     return lines

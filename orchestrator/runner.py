@@ -15,7 +15,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import costs, factors, planning, sweep, tracking
+from orchestrator import costs, factors, planning, sweep, tracking, training
+from orchestrator.budget import Budget, Spending, write_spending
 from orchestrator.errors import StudyError
 from orchestrator.experiment import ORACLE_METRICS, Experiment, has_sweep
 from orchestrator.ledger import Row
@@ -24,7 +25,7 @@ from orchestrator.notices import notices
 from orchestrator.oracle_metric import OracleMetric, filled
 from orchestrator.outbox import Outbox, row_record, study_end_record, study_record
 from orchestrator.progress import Outcome, Reporter, Stage
-from orchestrator.searchers import Known, ListSearcher, OptunaSearcher, finite
+from orchestrator.searchers import BudgetSearcher, Known, ListSearcher, OptunaSearcher, finite
 from orchestrator.shown_scheduler import ShownScheduler
 from orchestrator.simulated_loop import run_here
 from orchestrator.simulating import DEFAULT_CONCURRENT, SimulatedStudy
@@ -75,6 +76,11 @@ def retrain_study(study: Study, *, command: str, reporter: Reporter) -> Outcome:
     Raises:
         StudyError: The study is running, or its experiment asks for no retraining.
     """
+    if study.experiment.training is not None:
+        raise StudyError(
+            f"study {study.name} is one of retrainings (trainable: retrain): go on with it by "
+            f"`nas resume {study.name}`."
+        )
     if study.experiment.retrain is None:
         raise StudyError(
             f"study {study.name} has no `retrain` settings. Run its genotype by "
@@ -91,6 +97,11 @@ def retrain_genotype(
     Raises:
         StudyError: The study is running, or the experiment has no `retrain` settings.
     """
+    if experiment.training is not None:
+        raise StudyError(
+            f"{experiment.name} sweeps retrainings itself (trainable: retrain): put the genotype "
+            "there under `genotype` and start it by `nas run`."
+        )
     if experiment.retrain is None:
         raise StudyError(f"{experiment.name} has no `retrain` settings: say how to train.")
     if experiment.retrain.consistent and has_sweep(experiment.search):
@@ -125,9 +136,12 @@ class _Driver:
         self.status = "interrupted"
         self.simulation: SimulatedStudy | None = None
         self.oracle_metric: OracleMetric | None = None
+        self.spending: Spending | None = None
 
     def run(self, stages: Sequence[Stage] = ("search", "retrain")) -> Outcome:
         """Run the stages in order; a stage that could not be completed ends the run."""
+        if self.experiment.trainable == "retrain":
+            stages = ("retrain",)
         with self.stack:
             self.stack.enter_context(self.study.hold())
             self._note_command()
@@ -148,7 +162,8 @@ class _Driver:
             self.stack.enter_context(self._tracking(uri, store))
             complete, planned = True, set[str]()
             for stage in stages:
-                keys = self._search() if stage == "search" else self._retrain()
+                swept = stage == self.experiment.trainable
+                keys = self._sweep(stage) if swept else self._retrain()
                 if stage == "search":
                     self._count_costs()
                 planned |= keys
@@ -204,18 +219,25 @@ class _Driver:
 
     # -- the two stages -----------------------------------------------------------------------
 
-    def _search(self) -> set[str]:
+    def _sweep(self, stage: Stage) -> set[str]:
+        """Run the configurations that the study compares: searches, or retrainings."""
         experiment = self.experiment
         if experiment.tune.searcher.name == "optuna":
-            return self._search_optuna()
+            return self._sweep_optuna(stage)
         configurations = planning.known_configurations(experiment)
-        labels = factors.label(configurations)
-        units = planning.search_units(experiment, configurations, self.identity, labels)
-        units = self._as_simulated(units)
-        self._run_list("search", units)
+        units = self._units(configurations, factors.label(configurations))
+        self._run_list(stage, units)
         return _keys(units)
 
-    def _search_optuna(self) -> set[str]:
+    def _units(
+        self, configurations: Sequence[factors.Configuration], labels: Mapping[str, str]
+    ) -> list[Unit]:
+        make = planning.search_units
+        if self.experiment.training is not None:
+            make = training.training_units
+        return self._as_simulated(make(self.experiment, configurations, self.identity, labels))
+
+    def _sweep_optuna(self, stage: Stage) -> set[str]:
         experiment = self.experiment
         blocks = factors.blocks(experiment)
         made: dict[str, Unit] = {}
@@ -223,16 +245,15 @@ class _Driver:
         def make_unit(configuration: factors.Configuration) -> Unit:
             label = blocks[configuration.block].label
             labels = {configuration.config_id: label}
-            units = planning.search_units(experiment, [configuration], self.identity, labels)
-            (unit,) = self._as_simulated(units)
+            (unit,) = self._units([configuration], labels)
             made[configuration.config_id] = unit
             monitor.add(unit)
             return unit
 
-        rows = self._rows_by_configuration(blocks)
+        rows = self._rows_by_configuration(blocks, stage)
         wanted = factors.count(experiment, blocks)
         total = wanted * len(experiment.seeds)
-        monitor = Monitor(self.study, self.outbox, self.reporter, "search", [], total, self.started)
+        monitor = Monitor(self.study, self.outbox, self.reporter, stage, [], total, self.started)
         complete = sum(self._is_settled(seeds) for seeds in rows.values())
         if complete < wanted:
             known = self._known(rows)
@@ -250,13 +271,15 @@ class _Driver:
             self._run_tuner(monitor, searcher, left)
             monitor.give_up()
         # What was drawn before counts too; what has not been drawn yet is missing all the same.
-        keys = {row.key for row in self.study.rows("search")} | _keys(made.values())
+        keys = {row.key for row in self.study.rows(stage)} | _keys(made.values())
         return keys | {f"not drawn yet {index}" for index in range(total - len(keys))}
 
-    def _rows_by_configuration(self, blocks: Sequence[factors.Block]) -> dict[str, list[Row]]:
+    def _rows_by_configuration(
+        self, blocks: Sequence[factors.Block], stage: Stage
+    ) -> dict[str, list[Row]]:
         found: dict[str, list[Row]] = {}
-        for row in filled(self.study, [*self.study.rows("search"), *self.study.partial_rows()]):
-            if row.stage == "search" and row.block < len(blocks):
+        for row in filled(self.study, [*self.study.rows(stage), *self.study.partial_rows()]):
+            if row.stage == stage and row.block < len(blocks):
                 found.setdefault(row.config_id, []).append(row)
         return found
 
@@ -279,7 +302,7 @@ class _Driver:
         return known
 
     def _value(self, row: Row) -> float:
-        metric = self.experiment.tune.metric
+        metric = self.experiment.metric_of(self.experiment.trainable)
         value = row.value(metric) if row.status != "diverged" else None
         return finite(math.nan if value is None else value, metric)
 
@@ -301,8 +324,18 @@ class _Driver:
             self._tell_limits(rows)
             units = planning.retrain_units(self.experiment, rows, self.identity)
         units = self._as_simulated(units)
-        self._run_list("retrain", units)
-        return _keys(units)
+        budget = self._budget(units)
+        left_out = self._run_list("retrain", units, budget)
+        self.spending = budget.spending(left_out) if budget is not None else None
+        write_spending(self.study.path, self.spending)
+        return _keys(units) - _keys(left_out)
+
+    def _budget(self, units: Sequence[Unit]) -> Budget | None:
+        retrain = self.experiment.retrain
+        if retrain is None or retrain.budget_hours is None or self.simulation is not None:
+            return None
+        rows = [*self.study.rows("retrain"), *self.study.partial_rows()]
+        return Budget(retrain.budget_hours, units, [r for r in rows if r.stage == "retrain"])
 
     def _count_costs(self) -> None:
         """Have every finished search know what its genotype's evaluation network costs."""
@@ -325,22 +358,45 @@ class _Driver:
 
     # -- running ------------------------------------------------------------------------------
 
-    def _run_list(self, stage: Stage, units: Sequence[Unit]) -> None:
+    def _run_list(
+        self, stage: Stage, units: Sequence[Unit], budget: Budget | None = None
+    ) -> list[Unit]:
+        """Run units in order; return those that were left out for the budget."""
+        left_out: list[Unit] = []
         total = len(_keys(units))
         monitor = Monitor(self.study, self.outbox, self.reporter, stage, units, total, self.started)
-        replay = stage == "search" and self.experiment.tune.scheduler is not None
+        replay = stage == self.experiment.trainable and self.experiment.tune.scheduler is not None
         # Tune gives up a trial whose process dies before it is running, whatever max_failures says.
         for _ in range(1 + self.experiment.tune.max_failures):
             monitor.lost.clear()
             left = [unit for unit in units if not monitor.ended(unit)]
-            if left:
+            if budget is not None:
+                left_out = self._run_within(budget, monitor, left)
+            elif left:
                 todo = list(units) if replay else left
                 self._run_tuner(monitor, ListSearcher(todo, self._ray_config), len(todo))
             if not monitor.lost:
                 break
-            if any(not monitor.ended(unit) and not monitor.is_lost(unit) for unit in units):
-                return  # interrupted: a resume runs the lost ones too
+            dropped = _keys(left_out)
+            if any(
+                not monitor.ended(unit)
+                and not monitor.is_lost(unit)
+                and not dropped & _keys([unit])
+                for unit in units
+            ):
+                return left_out  # interrupted: a resume runs the lost ones too
         monitor.give_up()
+        if left_out:
+            monitor.leave_out(_keys(left_out))
+        return left_out
+
+    def _run_within(self, budget: Budget, monitor: Monitor, left: list[Unit]) -> list[Unit]:
+        """Run units for as long as they fit; return those that do not."""
+        if not left or not budget.fits(left[0]):
+            return left  # known without starting Ray
+        searcher = BudgetSearcher(left, self._ray_config, budget)
+        self._run_tuner(monitor, searcher, len(left))
+        return searcher.left_out
 
     def _run_tuner(self, monitor: Monitor, searcher: Any, count: int) -> None:
         tune = self.experiment.tune
@@ -359,6 +415,8 @@ class _Driver:
         if self.simulation is not None:
             per_trial = {"cpu": 1, "gpu": 0}  # what is asked for costs a simulated trial nothing
         fitting = sweep.fits(resources, per_trial["cpu"], per_trial["gpu"])
+        swept = monitor.stage == self.experiment.trainable
+        compared = swept and self.experiment.held_out
         sweep.run_tuner(
             self._trainable(monitor.stage),
             searcher,
@@ -372,8 +430,8 @@ class _Driver:
             num_units=count,
             concurrent=min(fitting, tune.max_concurrent or fitting),
             per_trial=per_trial,
-            metric=tune.metric if searching else "train_accuracy",
-            mode=tune.mode if searching else "max",
+            metric=tune.metric if compared else "train_accuracy",
+            mode=tune.mode if compared else "max",
             max_failures=tune.max_failures,
             time_budget_s=self._time_left(),
             driver_metric=self.oracle_metric is not None and searching,
@@ -446,8 +504,8 @@ class _Driver:
         if kept is None:
             return
         sign = 1.0 if self.experiment.tune.mode == "max" else -1.0
-        rows = filled(self.study, self.study.rows("search"))
-        rows = [row for row in rows if row.final is not None]
+        stage = self.experiment.trainable
+        rows = [row for row in filled(self.study, self.study.rows(stage)) if row.final is not None]
         rows.sort(key=lambda row: -sign * self._value(row))
         for row in rows[kept:]:
             (self.study.path / str(row.final)).unlink(missing_ok=True)
@@ -461,6 +519,7 @@ class _Driver:
             stopped=statuses.count("stopped"),
             diverged=statuses.count("diverged"),
             interrupted=interrupted,
+            left_out=len(self.spending.left_out) if self.spending is not None else 0,
         )
 
 

@@ -44,12 +44,16 @@ _SEEDS: Schema = {
     "uniqueItems": True,
 }
 
+_GENOTYPE: Schema = {"type": ["string", "object"]}
+
 
 def json_schema() -> Schema:
     """Return the JSON schema (draft 2020-12) of experiment files, with the plug-ins there are."""
     about = _attributes(Experiment)
     properties: dict[str, Schema] = {
         "name": {"type": "string", "pattern": f"^{NAME.pattern}$"},
+        "trainable": {"enum": ["search", "retrain"], "default": "search"},
+        "genotype": {"anyOf": [_GENOTYPE, _word("grid", _GENOTYPE), {"type": "null"}]},
         "space": _plugin("spaces", swept=True),
         "dataset": _plugin("datasets"),
         "seeds": {**_SEEDS, "default": [0]},
@@ -72,7 +76,8 @@ def json_schema() -> Schema:
         "title": "NAS Orchestrator experiment",
         "type": "object",
         "additionalProperties": False,
-        "required": ["name", "space", "dataset", "method"],
+        "required": ["name", "space", "dataset"],
+        "anyOf": [{"required": ["method"]}, {"required": ["trainable", "genotype"]}],
         "properties": {key: {"description": about[key], **properties[key]} for key in properties},
         "$defs": {
             "spaces": _definition("spaces", swept=True),
@@ -131,9 +136,10 @@ def _diagnostics() -> Schema:
 
 
 def _retrain() -> Schema:
-    schema = _record(RetrainSettings)
+    schema = _record(RetrainSettings, swept=True)  # with `trainable: retrain`
     plan = _record(Retrain)["properties"]
-    schema["properties"] |= {key: plan[key] for key in ("top_k", "by", "per", "consistent")}
+    plain_keys = ("top_k", "by", "per", "consistent", "budget_hours")
+    schema["properties"] |= {key: plan[key] for key in plain_keys}
     schema["properties"]["seeds"] = {
         "description": _attributes(Retrain)["seeds"],
         **_SEEDS,

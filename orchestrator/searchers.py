@@ -13,9 +13,11 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from orchestrator.budget import Budget
 from orchestrator.units import Unit
 from trainables.worst import worst_value
 
+_OF_AN_EPOCH = ("epoch", "epoch_time_s")
 MakeConfig = Callable[[Unit], dict[str, Any]]
 
 
@@ -54,6 +56,46 @@ class ListSearcher(_Stateless):
         if not self._queue:
             return Searcher.FINISHED
         return self._config(self._queue.pop(0))
+
+
+class BudgetSearcher(ListSearcher):
+    """Runs a list of units in order for as long as each fits into a budget.
+
+    A unit that does not fit waits for those that run, whose last epochs may be shorter than they
+    were taken to be; where nothing runs any more it and all behind it are left out.
+    """
+
+    def __init__(self, units: Sequence[Unit], config: MakeConfig, budget: Budget) -> None:
+        super().__init__(units, config)
+        self._budget = budget
+        self._running: dict[str, Unit] = {}
+        self.left_out: list[Unit] = []
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the configuration of the next unit, or None while it has to wait."""
+        if self._queue and not self._budget.fits(self._queue[0], self._running.values()):
+            if self._running:
+                return None
+            self.left_out, self._queue = self._queue, []
+        if self._queue:
+            self._running[trial_id] = self._queue[0]
+        return super().suggest(trial_id)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Take note of an epoch's time; Tune hands results on with flat keys."""
+        unit = self._running.get(trial_id)
+        for seed, key in unit.rows.items() if unit is not None else ():
+            entry = {name: result.get(f"seeds/{seed}/{name}") for name in _OF_AN_EPOCH}
+            if None not in entry.values():
+                self._budget.note(key, entry)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Take note of the last epoch's time, and that the unit runs no more."""
+        if result is not None:
+            self.on_trial_result(trial_id, result)
+        self._running.pop(trial_id, None)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ class Summary:
     Attributes:
         counts: Rows by stage and status. Rows begun and not ended are "running" while the study is
             held by a live driver, and "interrupted" otherwise.
-        best: The search row with the best value of the experiment's metric, or None.
+        best: The row with the best value of the experiment's metric, of the stage whose
+            configurations it compares; or None.
         best_value: Its value.
         holder: The live driver, or None.
     """
@@ -261,21 +262,26 @@ class Study:
         return rows
 
     def summary(self) -> Summary:
-        """Return counts by stage and status, and the best search row."""
+        """Return counts by stage and status, and the best row."""
         holder = self.holder()
-        tune = self.experiment.tune
-        sign = 1.0 if tune.mode == "max" else -1.0
+        experiment = self.experiment
+        metric = experiment.metric_of(experiment.trainable)
+        sign = -1.0 if metric.endswith("loss") else 1.0
         counts: dict[Stage, Counter[str]] = {"search": Counter(), "retrain": Counter()}
         best, best_value = None, None
         rows: Iterable[Row] = self.ledger.iterate()
-        if tune.metric in ORACLE_METRICS:
+        if metric in ORACLE_METRICS:
             from orchestrator.oracle_metric import filled  # here: it reads a table
 
             rows = filled(self, rows)
         for row in rows:
             counts[row.stage][row.status] += 1
-            value = row.value(tune.metric)
-            if row.stage != "search" or row.status not in ("finished", "stopped") or value is None:
+            value = row.value(metric)
+            if (
+                row.stage != experiment.trainable
+                or row.status not in ("finished", "stopped")
+                or value is None
+            ):
                 continue
             if best_value is None or sign * value > sign * best_value:
                 best, best_value = row, value

@@ -33,7 +33,8 @@ def checked(value: Any, hint: Any, where: str) -> Any:
     """
     if sweep_word(value) is not None:
         raise PluginSettingsError(
-            f"{where} cannot be swept, got {value!r}. Sweep words go in method, space, search."
+            f"{where} cannot be swept, got {value!r}. Sweep words go in method, space, "
+            "search; with trainable: retrain in genotype and retrain."
         )
     result = plugins.coerce(value, hint, where)
     if isinstance(result, float) and not math.isfinite(result):

@@ -26,6 +26,7 @@ class Outcome:
         genotype_hash: Or None.
         value: Validation accuracy of a search, test accuracy of a retraining; or None.
         time_s: Or None.
+        val_accuracy: Of a retraining that held images out; or None.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Outcome:
     genotype_hash: str | None
     value: float | None
     time_s: float | None
+    val_accuracy: float | None = None
 
 
 def run_link(experiment_id: str, run_id: str, text: str) -> str:
@@ -109,20 +111,10 @@ def study_note(
     for outcome in sorted(outcomes, key=lambda o: (o.label, o.name, o.key)):
         if outcome.stage == "search":
             groups.setdefault(outcome.label, []).append(outcome)
-    retrained: dict[str, list[Outcome]] = {}
-    for outcome in sorted(outcomes, key=lambda o: (o.name, o.key)):
-        if outcome.stage == "retrain" and outcome.genotype_hash:
-            retrained.setdefault(outcome.genotype_hash, []).append(outcome)
-    lines = [
-        *(line for sentence in said for line in (sentence, "")),
-        "| method | n seeds | mean val accuracy | best val accuracy | genotype of the best"
-        " | retrain test accuracy | time, all seeds |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    ranked = sorted(groups.items(), key=lambda item: (-(_mean(item[1]) or -1.0), item[0]))
-    for label, group in ranked[:30]:
-        lines.append(_study_line(label, group, retrained, experiment_id))
-    lines += [f"\n... and {len(ranked) - 30} more configurations."] * (len(ranked) > 30)
+    lines = _searched_table(groups, outcomes, experiment_id)
+    if not groups and any(outcome.val_accuracy is not None for outcome in outcomes):
+        lines = _compared_table(outcomes)
+    lines = [*(line for sentence in said for line in (sentence, "")), *lines]
     odd = [o for o in outcomes if o.status not in ("finished", "running")]
     counts = {status: sum(o.status == status for o in odd) for status in {o.status for o in odd}}
     if counts:
@@ -130,6 +122,47 @@ def study_note(
         lines += ["", f"Not finished: {told}."]
     lines += ["", f"`nas report {name}` writes the report, with intervals over seeds."]
     return "\n".join(lines)[:NOTE_LENGTH]
+
+
+def _searched_table(
+    groups: Mapping[str, list[Outcome]], outcomes: Sequence[Outcome], experiment_id: str
+) -> list[str]:
+    retrained: dict[str, list[Outcome]] = {}
+    for outcome in sorted(outcomes, key=lambda o: (o.name, o.key)):
+        if outcome.stage == "retrain" and outcome.genotype_hash:
+            retrained.setdefault(outcome.genotype_hash, []).append(outcome)
+    lines = [
+        "| method | n seeds | mean val accuracy | best val accuracy | genotype of the best"
+        " | retrain test accuracy | time, all seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    ranked = sorted(groups.items(), key=lambda item: (-(_mean(item[1]) or -1.0), item[0]))
+    for label, group in ranked[:30]:
+        lines.append(_study_line(label, group, retrained, experiment_id))
+    return lines + [f"\n... and {len(ranked) - 30} more configurations."] * (len(ranked) > 30)
+
+
+def _compared_table(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the table of a study that compares retrainings, best validation accuracy first."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in sorted(outcomes, key=lambda o: (o.label, o.name, o.key)):
+        groups.setdefault(outcome.label, []).append(outcome)
+    found = []
+    for label, group in groups.items():
+        good = [o for o in group if o.status == "finished"]
+        vals = [o.val_accuracy for o in good if o.val_accuracy is not None]
+        mean = math.fsum(vals) / len(vals) if vals else None
+        n = str(len(good)) + (f" of {len(group)}" if len(good) < len(group) else "")
+        time_s = f"{sum(o.time_s or 0.0 for o in group):.1f} s"
+        cells = [label, n, _share(mean), _share(_mean(good)), f"`{group[0].genotype_hash}`", time_s]
+        found.append((-(-1.0 if mean is None else mean), f"| {' | '.join(cells)} |"))
+    lines = [
+        "| configuration | n seeds | mean val accuracy | mean test accuracy | genotype"
+        " | time, all seeds |",
+        "|---|---|---|---|---|---|",
+        *(line for _, line in sorted(found)[:30]),
+    ]
+    return lines + [f"\n... and {len(found) - 30} more configurations."] * (len(found) > 30)
 
 
 def _study_line(

@@ -110,6 +110,7 @@ class Run:
             genotype_hash=tags.get("genotype_hash"),
             value=metrics.get(value),
             time_s=metrics.get("cost/time_s"),
+            val_accuracy=metrics.get("retrain/val_accuracy"),
         )
 
 
@@ -123,6 +124,12 @@ def study_totals(outcomes: list[Outcome], end: int) -> list[Point]:
         good = [o.value for o in of_stage if o.value is not None and o.status == "finished"]
         if good:
             values[f"study/{metric}"] = max(good)
+    compared = [o for o in ended if o.val_accuracy is not None and o.status == "finished"]
+    if compared and not values["study/search_rows"]:
+        # Where retrainings are compared the test split must not say which is the best.
+        best = max(compared, key=lambda o: o.val_accuracy or 0.0)
+        values["study/best_val_accuracy"] = best.val_accuracy or 0.0
+        values["study/best_test_accuracy"] = best.value or 0.0
     points = [Point(name, value, end, len(ended)) for name, value in sorted(values.items())]
     return points if ended else []
 

@@ -242,7 +242,8 @@ class Sender:
         tags = {_NOTE: study_note(self._study.name, outcomes, self._experiment_id, said)}
         tags["status"] = {"RUNNING": "running", "KILLED": "interrupted"}.get(status, status.lower())
         for name in ("method", "space", "dataset"):
-            values = {run.tags[name] for run in runs if run.tags["stage"] == "search"}
+            searches = [run for run in runs if run.tags["stage"] == "search"]
+            values = {run.tags[name] for run in searches or runs}
             if values:
                 tags[name] = ", ".join(sorted(values))
         # Of rows in the ledger alone: what was interrupted has another end each time it is found.

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator import consistency
+from orchestrator import consistency, training_section
 from orchestrator.dataset_paths import Folders, absolute_paths
 from orchestrator.experiment import (
+    OF_SEARCHES,
     SWEEP_WORDS,
     Experiment,
     Limits,
@@ -40,7 +41,7 @@ from trainables.settings import (
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})")
 _URI_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
-_SECTIONS = tuple(Experiment.model_fields)
+_SECTIONS = tuple(key for key in Experiment.model_fields if key != "training")
 
 
 def check_experiment(
@@ -66,38 +67,49 @@ def check_experiment(
     for key in document:
         if key not in _SECTIONS:
             problems.add(str(key), f"{key} is not a setting.{_where_it_belongs(str(key))}")
-    given = {key: value for key, value in document.items() if key in _SECTIONS}
-    for key in ("space", "dataset", "method"):
-        if key not in given:
-            problems.add(
-                key, f"{key} is missing. Every experiment needs space, dataset and method."
-            )
+    given: Mapping[str, Any] = {key: v for key, v in document.items() if key in _SECTIONS}
+    trainable = _trainable(given, problems)
+    searching = trainable == "search"
+    given = _relevant(given, problems, searching=searching)
     method, space = (
         check_plugin(kind, given[key], key, problems, words=SWEEP_WORDS) if key in given else None
         for kind, key in (("methods", "method"), ("spaces", "space"))
     )
-    search = _search(given.get("search"), problems)
-    swept = has_sampled(method) or has_sampled(space) or has_sampled(search)
+    search = _search(given.get("search"), problems) if searching else {}
     dataset = _dataset(given, problems, folders)
     retrain = given.get("retrain")
     if not resolved and isinstance(retrain, Mapping) and space and dataset:
         retrain = with_protocol(retrain, space, dataset, problems)
+    genotype, training = None, None
+    if not searching:
+        if "genotype" in given:
+            genotype = training_section.check_genotypes(given["genotype"], space, problems, folders)
+        training = training_section.check_training(retrain, problems, given.get("retrain"))
+    parts = (method, space, search if training is None else training.settings)
+    tune = check_tune(given.get("tune"), problems, swept=any(map(has_sampled, parts)))
+    if training is not None and not problems.under("retrain", "tune"):
+        training = training_section.hold_out(training, given, tune, problems)
     values: dict[str, Any] = {
         "name": _name(given, name, problems),
+        "trainable": trainable,
+        "genotype": genotype,
         "space": space,
         "dataset": dataset,
         "seeds": check_seeds(given.get("seeds", [0]), "seeds", problems),
         "method": method,
         "selection": check_plugin(
             "selections", given.get("selection", "magnitude"), "selection", problems
-        ),
+        )
+        if searching
+        else {},
         "search": search,
         "diagnostics": _diagnostics(given.get("diagnostics"), problems),
         "oracle": check_oracle(given.get("oracle"), space, problems, folders),
         "simulation": _simulation(given.get("simulation"), problems),
-        "retrain": _retrain(retrain, search, problems, given.get("retrain")),
+        "retrain": _retrain(retrain, search, problems, given.get("retrain")) if searching else None,
+        "training": training,
         "limits": check_limits(given.get("limits"), problems),
-        "tune": check_tune(given.get("tune"), problems, swept=swept),
+        "tune": tune,
         "ray": _ray(given.get("ray"), problems),
         "mlflow": _mlflow(given.get("mlflow"), problems),
         "keep": _keep(given.get("keep", "all"), problems),
@@ -116,6 +128,37 @@ def check_experiment(
         tune = experiment.tune.model_copy(update={"seeds_per_trial": "all"})
         experiment = experiment.model_copy(update={"tune": tune})
     return experiment
+
+
+def _trainable(given: Mapping[str, Any], problems: Problems) -> str:
+    value = given.get("trainable", "search")
+    if value in ("search", "retrain") and isinstance(value, str):
+        return value
+    miss = near_miss(str(value), ("search", "retrain"))
+    problems.add("trainable", f"trainable must be search or retrain, got {value!r}.{miss}")
+    return "search"
+
+
+def _relevant(
+    given: Mapping[str, Any], problems: Problems, *, searching: bool
+) -> Mapping[str, Any]:
+    """Return the sections without those of the other kind of study; report these, and lacks."""
+    if not searching:
+        training_section.refuse_searching(given, problems)
+        given = {key: item for key, item in given.items() if key not in OF_SEARCHES}
+    elif given.get("genotype") is not None:
+        problems.add(
+            "genotype",
+            "genotype has no meaning in a study of searches, which find theirs. To train it, write "
+            "trainable: retrain; or nas retrain GENOTYPE --like FILE.",
+        )
+    needed = ("space", "dataset", "method" if searching else "genotype")
+    for key in needed:
+        if key not in given:
+            every = "Every experiment" if searching else "An experiment with trainable: retrain"
+            listed = " and ".join(", ".join(needed).rsplit(", ", 1))
+            problems.add(key, f"{key} is missing. {every} needs {listed}.")
+    return given
 
 
 def has_sampled(node: Any) -> bool:
@@ -241,6 +284,11 @@ def _retrain(
     if len(problems.found) == before:
         check_construction(RetrainSettings, settings, settings_specs, "retrain", problems)
     check_lowest(tree, "retrain", problems, top_k=1)
+    if tree["budget_hours"] is not None and tree["budget_hours"] <= 0:
+        problems.add(
+            "retrain.budget_hours",
+            f"retrain.budget_hours must be > 0, got {tree['budget_hours']!r}.",
+        )
     if len(problems.found) > before:
         set_by_protocol(given, written, problems, before)
         return None
@@ -252,6 +300,7 @@ def _retrain(
         seeds=seeds,
         consistent=tree["consistent"],
         protocol=tree["protocol"],
+        budget_hours=tree["budget_hours"],
     )
 
 

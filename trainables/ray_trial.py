@@ -84,6 +84,10 @@ class BlockTrainable(tune.Trainable):
         """Run one epoch of one seed; may put another trial into `self.trials`."""
         trial.run_epoch()
 
+    def metrics(self) -> tuple[str, ...]:
+        """Return the metrics whose means over the seeds are reported."""
+        return self.METRICS
+
     def setup(self, config: dict[str, Any]) -> None:
         """Build the trials of the block."""
         self.config = config
@@ -113,7 +117,7 @@ class BlockTrainable(tune.Trainable):
 
     def _result(self, entries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {"epoch": self.reported, "seeds": {}}
-        for metric in self.METRICS:
+        for metric in self.metrics():
             worst = worst_value(metric)
             values = [_finite(entries.get(seed, {}).get(metric), worst) for seed in self.trials]
             result[metric] = sum(values) / len(values)
@@ -205,6 +209,11 @@ class RetrainTrainable(BlockTrainable):
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("train_accuracy",)
+
+    def metrics(self) -> tuple[str, ...]:
+        """Return the metrics that are reported: of the validation split where one is held out."""
+        held_out = float(self.config.get("retrain", {}).get("val_share", 0.0)) > 0
+        return (*self.METRICS, *BlockTrainable.METRICS) if held_out else self.METRICS
 
     def build(self, seed: int) -> Trial:
         """Make the `RetrainTrial` of one seed."""

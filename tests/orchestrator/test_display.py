@@ -158,7 +158,7 @@ def test_an_outline_has_a_line_a_value() -> None:
 
 
 def test_a_finished_stage_has_no_time_left_and_retraining_shows_the_test_split() -> None:
-    done = replace(PROGRESS, stage="retrain", done=9, running=0)
+    done = replace(PROGRESS, stage="retrain", best_split="test", done=9, running=0)
     line = display.progress_line(done)
     assert "best test 95.12 %" in line
     assert line.endswith(" · 41 s")

@@ -1,0 +1,120 @@
+"""What a study of swept retrainings will take, from a measured step of each network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator import estimate as of_searches
+from orchestrator import factors, planning, sweep
+from orchestrator.experiment import Experiment
+from orchestrator.progress import Estimate, TrialPlan
+from orchestrator.training import training_units
+
+if TYPE_CHECKING:
+    from orchestrator.units import Unit
+    from trainables.retrain import RetrainTrial
+
+# What the time of a step depends on, beside the genotype.
+_WORDS = (
+    "batch_size", "channels", "cells", "stem", "auxiliary_weight", "augment", "cutout", "precision",
+    "mixed_precision", "ema_decay", "threads",
+)  # fmt: skip
+# A training step is a forward and a backward pass of about twice the work.
+_EVALUATION_SHARE = 1 / 3
+
+
+def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
+    """Measure a few steps of each kind of network and add them up.
+
+    Args:
+        experiment: What would be run; data and hardware have been checked.
+        root: Folder of studies, where a study of that name may have finished rows already.
+
+    Raises:
+        StudyError: A trial does not fit the machine or cluster, or no cluster answers.
+    """
+    per_trial = experiment.tune.per_trial
+    resources = of_searches.resources_of(experiment)
+    concurrent = sweep.fits(resources, per_trial.cpus, per_trial.gpus)
+    concurrent = min(concurrent, experiment.tune.max_concurrent or concurrent)
+    configurations = of_searches.configurations_of(experiment)
+    identity = planning.identity(experiment, plugins_digest=planning.plugins_digest())
+    labels = factors.label(configurations)
+    units = training_units(experiment, configurations, identity, labels)
+    study = of_searches.existing(experiment.name, root)
+    plans = [
+        TrialPlan(
+            unit.label, seed, unit.config_id, study is not None and study.ledger.has_finished(key)
+        )
+        for unit in units
+        for seed, key in unit.rows.items()
+    ]
+    seconds, sizes, notes = _measure(experiment, units)
+    new = {(plan.label, plan.seed) for plan in plans if not plan.cached}
+    training_s = sum(
+        seconds[unit.label] * unit.epochs
+        for unit in units
+        for seed in unit.rows
+        if (unit.label, seed) in new
+    )
+    busy = max(1, min(concurrent, len(units)))
+    slower = of_searches.SIDE_BY_SIDE if busy > 1 and per_trial.gpus == 0 else 1.0
+    kept = len(plans) if experiment.kept is None else min(experiment.kept, len(plans))
+    rows_bytes = sum(unit.epochs * len(unit.rows) for unit in units) * of_searches.ROW_BYTES
+    largest = max(sizes.values())
+    return Estimate(
+        trials=plans,
+        stage="retrain",
+        cpus_per_trial=per_trial.cpus,
+        gpus_per_trial=per_trial.gpus,
+        cluster_cpus=resources.get("CPU", 0.0),
+        cluster_gpus=resources.get("GPU", 0.0),
+        concurrent=concurrent,
+        seconds_per_epoch=seconds,
+        total_s=of_searches.START_S + of_searches.WORKERS_START_S + slower * training_s / busy,
+        # A running trial has weights, momentum and a copy of both on disk.
+        disk_bytes=of_searches.FIXED_BYTES + (kept + 3 * busy) * largest + 2 * rows_bytes,
+        notes=[*of_searches.notes_of(experiment), *notes],
+    )
+
+
+def _measure(
+    experiment: Experiment, units: Sequence[Unit]
+) -> tuple[dict[str, float], dict[str, int], list[str]]:
+    """Measure each kind of network once.
+
+    Returns:
+        By label: seconds of an epoch, and bytes of a final state; and what their settings cannot
+        have.
+    """
+    measured: dict[str, tuple[float, int]] = {}
+    seconds: dict[str, float] = {}
+    sizes: dict[str, int] = {}
+    notes: list[str] = []
+    share = float(experiment.swept["val_share"])
+    for unit in units:
+        retrain = unit.settings["retrain"]
+        kind = repr([unit.extra["genotype_hash"], [retrain[word] for word in _WORDS]])
+        if kind not in measured:
+            trial = _trial(experiment, unit)
+            epoch_s = trial.time_steps(2) * trial.steps_per_epoch
+            epoch_s *= 1 + _EVALUATION_SHARE * share / (1 - share)
+            measured[kind] = (epoch_s, sum(of_searches.sizes_of(trial.final_state())))
+            notes += trial.notes
+        seconds[unit.label], sizes[unit.label] = measured[kind]
+    return seconds, sizes, list(dict.fromkeys(notes))
+
+
+def _trial(experiment: Experiment, unit: Unit) -> RetrainTrial:
+    from spaces.core.genotype import Genotype
+    from trainables.retrain import RetrainTrial
+
+    return RetrainTrial(
+        genotype=Genotype.from_json(unit.settings["genotype"]),
+        space=unit.settings["space"],
+        dataset=unit.settings["dataset"],
+        retrain=unit.settings["retrain"],
+        device="cuda" if experiment.tune.per_trial.gpus > 0 else "cpu",
+    )
