@@ -13,7 +13,13 @@ from typing import Annotated
 
 import typer
 
-from orchestrator import commands_data, commands_look, commands_run, commands_study
+from orchestrator import (
+    commands_data,
+    commands_export,
+    commands_look,
+    commands_run,
+    commands_study,
+)
 from orchestrator.commands_run import INTERRUPTED, USER_ERROR
 from orchestrator.display import note, say
 from spaces.core.errors import NasError
@@ -33,6 +39,7 @@ app = typer.Typer(
 commands_run.add_to(app)
 commands_study.add_to(app)
 commands_look.add_to(app)
+commands_export.add_to(app)
 commands_data.add_to(app)
 
 

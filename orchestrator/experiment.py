@@ -117,9 +117,11 @@ class MlflowSettings(Record):
 
     Attributes:
         tracking_uri: MLflow store or server; None is MLFLOW_TRACKING_URI, else the default store.
+        models: Whether retrained networks are sent as models too, when all has run.
     """
 
     tracking_uri: str | None = None
+    models: bool = False
 
 
 class Retrain(Record):
@@ -136,6 +138,7 @@ class Retrain(Record):
             its epochs and val_share alone.
         protocol: Name of the published settings that `settings` and sizes were filled in from where
             the file said nothing else; a record alone, since `settings` holds every value.
+        keep: Retrainings whose weights are kept: "all", "none" or "best_K", by validation accuracy.
     """
 
     settings: RetrainSettings = RetrainSettings()
@@ -145,6 +148,12 @@ class Retrain(Record):
     seeds: tuple[int, ...] = (0,)
     consistent: bool = False
     protocol: str | None = None
+    keep: str = "all"
+
+    @property
+    def kept(self) -> int | None:
+        """Number of retrainings whose weights are kept, or None for all."""
+        return _number_kept(self.keep)
 
     def given(self) -> dict[str, Any]:
         """Return the settings that the experiment itself decides."""
@@ -204,9 +213,7 @@ class Experiment(Record):
     @property
     def kept(self) -> int | None:
         """Number of searches whose final state is kept, or None for all."""
-        if self.keep == "all":
-            return None
-        return 0 if self.keep == "none" else int(self.keep.removeprefix("best_"))
+        return _number_kept(self.keep)
 
     def settings(self, kind: Literal["space", "dataset", "method", "selection"]) -> dict[str, Any]:
         """Return the settings of a part that is the same in every configuration.
@@ -234,6 +241,12 @@ class Experiment(Record):
             retrain |= self.retrain.model_dump(mode="json", exclude={"settings"})
         ordered = {key: document.get(key) for key in type(self).model_fields}
         return ordered | {"retrain": retrain}
+
+
+def _number_kept(keep: str) -> int | None:
+    if keep == "all":
+        return None
+    return 0 if keep == "none" else int(keep.removeprefix("best_"))
 
 
 def sweep_word(node: Any) -> str | None:

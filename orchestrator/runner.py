@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import factors, planning, sweep, tracking
+from orchestrator import exporting, factors, planning, sweep, tracking
 from orchestrator.errors import StudyError
 from orchestrator.experiment import Experiment, has_sweep
 from orchestrator.ledger import Row
@@ -344,14 +344,19 @@ class _Driver:
         return keys <= set(self.study.ledger.keys())
 
     def _keep(self) -> None:
-        """Remove the final states that `keep` does not name."""
-        kept = self.experiment.kept
-        if kept is None:
-            return
-        sign = 1.0 if self.experiment.tune.mode == "max" else -1.0
-        rows = [row for row in self.study.rows("search") if row.final is not None]
-        rows.sort(key=lambda row: -sign * self._value(row))
-        for row in rows[kept:]:
+        """Remove the final states that `keep` and `retrain.keep` do not name."""
+        kept, retrain = self.experiment.kept, self.experiment.retrain
+        if kept is not None:
+            sign = 1.0 if self.experiment.tune.mode == "max" else -1.0
+            rows = [row for row in self.study.rows("search") if row.final is not None]
+            rows.sort(key=lambda row: -sign * self._value(row))
+            self._forget(rows[kept:])
+        if retrain is not None and retrain.kept is not None:
+            retrained = exporting.stored(self.study)
+            self._forget(exporting.best_first(retrained, self.study.rows("search"))[retrain.kept :])
+
+    def _forget(self, rows: Sequence[Row]) -> None:
+        for row in rows:
             (self.study.path / str(row.final)).unlink(missing_ok=True)
 
     def _outcome(self, planned: set[str], *, interrupted: bool) -> Outcome:

@@ -235,6 +235,7 @@ def _retrain(
     if len(problems.found) == before:
         check_construction(RetrainSettings, settings, settings_specs, "retrain", problems)
     check_lowest(tree, "retrain", problems, top_k=1)
+    keep = _keep(tree["keep"], problems, "retrain.keep", "retraining")
     if len(problems.found) > before:
         set_by_protocol(given, written, problems, before)
         return None
@@ -246,6 +247,7 @@ def _retrain(
         seeds=seeds,
         consistent=tree["consistent"],
         protocol=tree["protocol"],
+        keep=keep,
     )
 
 
@@ -322,11 +324,11 @@ def _mlflow(value: Any, problems: Problems) -> MlflowSettings:
     return settings
 
 
-def _keep(value: Any, problems: Problems) -> str:
+def _keep(value: Any, problems: Problems, at: str = "keep", what: str = "search") -> str:
     if isinstance(value, str) and re.fullmatch(r"all|none|best_[1-9]\d{0,5}", value):
         return value
-    hint = " Write none for no search." if value is False or value is None else ""
-    problems.add("keep", f"keep must be all, none or best_K (as best_3), got {value!r}.{hint}")
+    hint = f" Write none for no {what}." if value is False or value is None else ""
+    problems.add(at, f"{at} must be all, none or best_K (as best_3), got {value!r}.{hint}")
     return "all"
 
 

@@ -25,6 +25,7 @@ from spaces.core.genotype import Genotype
 from spaces.core.space import LARGE_IMAGES, Space
 from trainables.choices import Plugin, choose_plugin, choose_settings
 from trainables.errors import DataError, StateError
+from trainables.exporting import data_of
 from trainables.images import Batches, ImageSet, choose_augmentation, split_train_val
 from trainables.settings import RetrainSettings, identifying
 from trainables.state import (
@@ -368,4 +369,5 @@ class RetrainTrial:
             "buffers": {name: state[name] for name, _ in self.network.named_buffers()},
             "genotype": json.dumps(self.genotype.to_json()),
             "settings": json.dumps(self.description, sort_keys=True),
+            "data": json.dumps(data_of(self._train.images)),
         }
