@@ -83,9 +83,7 @@ def drain(
     return _connect(study, uri, models).send()
 
 
-def rebuild(
-    study: str | os.PathLike[str] | Study, uri: str, *, models: bool | None = None
-) -> int:
+def rebuild(study: str | os.PathLike[str] | Study, uri: str, *, models: bool | None = None) -> int:
     """Fill the store from the study folder alone; return how many rows it has; see `drain`.
 
     Raises:

@@ -33,9 +33,7 @@ class Drain:
         models: Whether retrained networks are sent too; None is as the experiment says.
     """
 
-    def __init__(
-        self, study: Study, store: Store, uri: str, *, models: bool | None = None
-    ) -> None:
+    def __init__(self, study: Study, store: Store, uri: str, *, models: bool | None = None) -> None:
         self._models = models
         self._study = study
         self._uri = uri

@@ -96,7 +96,7 @@ def save_model(
     dtype = np.dtype(retrained.about["input"]["dtype"])
     images = TensorSpec(dtype, (-1, *retrained.about["input"]["shape"]), "images")
     logits = TensorSpec(dtype, (-1, retrained.about["network"]["num_classes"]), "logits")
-    # MLflow below 3.12 or so knows the format by another word.
+    # Earlier versions of MLflow know the format by another word.
     arguments = inspect.signature(mlflow.pytorch.save_model).parameters
     new = "serialization_format" in arguments
     chosen: dict[str, Any] = {"serialization_format": "pt2"} if new else {"export_model": True}

@@ -128,9 +128,7 @@ def trained(tmp_path: Path) -> tuple[Study, RetrainTrial]:
     row = retrain_row("skip_connect", 0, 0.9)
     settings = {"epochs": 1, "batch_size": 256, "channels": 2, "cells": 1}
     genotype = parse(CELL.format("skip_connect"))
-    trial = RetrainTrial(
-        genotype=genotype, space="nasbench201", dataset="digits", retrain=settings
-    )
+    trial = RetrainTrial(genotype=genotype, space="nasbench201", dataset="digits", retrain=settings)
     trial.run()
     row = write(made, row)
     save_state(trial.final_state(), made.path / str(row.final))
@@ -138,7 +136,9 @@ def trained(tmp_path: Path) -> tuple[Study, RetrainTrial]:
 
 
 def test_the_command_writes_a_file_and_says_what_is_in_it(
-    nas: Nas, trained: tuple[Study, RetrainTrial], tmp_path: Path  # noqa: F811
+    nas: Nas,
+    trained: tuple[Study, RetrainTrial],
+    tmp_path: Path,  # noqa: F811
 ) -> None:
     code, out, err = nas("export", "tiny", "--json")
     assert (code, err) == (0, "")
@@ -160,7 +160,9 @@ def test_the_command_explains_what_it_cannot_find(nas: Nas, study: Study) -> Non
 
 
 def test_the_python_of_the_page_rebuilds_the_network(
-    nas: Nas, trained: tuple[Study, RetrainTrial], tmp_path: Path  # noqa: F811
+    nas: Nas,
+    trained: tuple[Study, RetrainTrial],
+    tmp_path: Path,  # noqa: F811
 ) -> None:
     _, trial = trained
     assert nas("export", "tiny", "-o", "cell.pt")[0] == 0
