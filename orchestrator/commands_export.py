@@ -43,8 +43,8 @@ def export(
 ) -> None:
     """Write a retrained network to a file, and check that it computes the same logits.
 
-    It maps normalised images to logits, in evaluation mode; the auxiliary head is left out. The file
-    says itself how images are normalised, which classes there are and where it comes from.
+    It maps normalised images to logits, in evaluation mode; the auxiliary head is left out. The
+    file says itself how images are normalised, which classes there are and where it comes from.
     """
     from orchestrator import exporting
 

@@ -155,6 +155,11 @@ class Retrain(Record):
         """Number of retrainings whose weights are kept, or None for all."""
         return _number_kept(self.keep)
 
+    @property
+    def workers(self) -> int:
+        """Processes of one retraining."""
+        return 1 if self.consistent else self.settings.workers
+
     def given(self) -> dict[str, Any]:
         """Return the settings that the experiment itself decides."""
         settings = dataclasses.asdict(self.settings)

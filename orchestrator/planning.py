@@ -257,7 +257,11 @@ def genotype_units(
                 params={},
                 label=label,
                 epochs=int(settings["epochs"]),
-                extra={**_extra(identity), "genotype_hash": genotype_hash, "method": method},
+                extra={
+                    **_extra(identity, training.workers),
+                    "genotype_hash": genotype_hash,
+                    "method": method,
+                },
             )
         )
     return units
@@ -298,8 +302,9 @@ def _best_first(rows: Sequence[Row], by: Metric) -> list[Row]:
     return sorted(rows, key=lambda row: (-row.quality(by), row.config_id, row.seed))
 
 
-def _extra(identity: Identity) -> dict[str, Any]:
-    return {"git": identity.git, "per_trial": dict(identity.per_trial)}
+def _extra(identity: Identity, workers: int = 1) -> dict[str, Any]:
+    per_trial = {name: workers * count for name, count in identity.per_trial.items()}
+    return {"git": identity.git, "per_trial": per_trial}
 
 
 def method_group(experiment: Experiment, method: Mapping[str, Any]) -> str:

@@ -294,8 +294,10 @@ class _Driver:
         tune = self.experiment.tune
         resources = self._cluster()
         per_trial = {"cpu": tune.per_trial.cpus, "gpu": tune.per_trial.gpus}
-        fitting = sweep.fits(resources, per_trial["cpu"], per_trial["gpu"])
         searching = monitor.stage == "search"
+        retrain = self.experiment.retrain
+        workers = 1 if searching or retrain is None else retrain.workers
+        fitting = sweep.fits(resources, *(workers * each for each in per_trial.values()))
         scheduler = tune.scheduler.model_dump() if tune.scheduler and searching else {}
         epochs = planning.longest_epochs(self.experiment)
         sweep.run_tuner(

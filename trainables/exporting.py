@@ -210,7 +210,7 @@ def export(
     """
     if to not in get_args(Format):
         raise ExportError(f"format must be one of {', '.join(get_args(Format))}, got {to!r}.")
-    _check_exportable(retrained, to)
+    _check_packages(to)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     about = {**retrained.about, **(more or {})}
@@ -259,7 +259,7 @@ def compare(retrained: Retrained, run: Callable[[Tensor], Tensor]) -> tuple[floa
     return difference, largest
 
 
-def _check_exportable(retrained: Retrained, to: Format) -> None:
+def _check_packages(to: Format) -> None:
     missing = [name for name in _NEEDED_BY_ONNX if importlib.util.find_spec(name) is None]
     if to == "onnx" and missing:
         raise ExportError(
@@ -333,10 +333,15 @@ def _write_onnx(retrained: Retrained, about: Mapping[str, Any], path: Path) -> C
     # The kernels of ONNX Runtime are for float32.
     about = {**about, "input": {**about["input"], "dtype": "float32"}}
     single = Retrained(copy.deepcopy(retrained.classifier).float(), about)
-    names = {"input_names": ["images"], "output_names": ["logits"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of packages, about each other
-        graph = torch.onnx.export(program(single), **names, dynamo=True, verbose=False)
+        graph = torch.onnx.export(
+            program(single),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamo=True,
+            verbose=False,
+        )
     if graph is None:
         raise ExportError("torch.onnx gave no graph for this network.")
     graph.model.metadata_props["about"] = json.dumps(about)

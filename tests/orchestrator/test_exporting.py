@@ -75,11 +75,11 @@ def test_a_key_or_a_genotype_can_be_named(study: Study) -> None:
 
 
 def test_what_names_nothing_is_explained(study: Study) -> None:
-    with pytest.raises(StudyError, match="names no retrained network.* has tiny"):
+    with pytest.raises(StudyError, match=r"names no retrained network.* has tiny"):
         exporting.find_run("tinny", study.root)
     with pytest.raises(StudyError, match=r"0 finished retrainings .*'zz'.* It has [0-9a-f]{16} \("):
         exporting.find_run("tiny:zz", study.root)
-    with pytest.raises(StudyError, match="no study .* retraining of 0123456789ab"):
+    with pytest.raises(StudyError, match=r"no study .* retraining of 0123456789ab"):
         exporting.find_run("0123456789ab", study.root)
 
 
@@ -136,9 +136,9 @@ def trained(tmp_path: Path) -> tuple[Study, RetrainTrial]:
 
 
 def test_the_command_writes_a_file_and_says_what_is_in_it(
-    nas: Nas,
+    nas: Nas,  # noqa: F811
     trained: tuple[Study, RetrainTrial],
-    tmp_path: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     code, out, err = nas("export", "tiny", "--json")
     assert (code, err) == (0, "")
@@ -160,9 +160,9 @@ def test_the_command_explains_what_it_cannot_find(nas: Nas, study: Study) -> Non
 
 
 def test_the_python_of_the_page_rebuilds_the_network(
-    nas: Nas,
+    nas: Nas,  # noqa: F811
     trained: tuple[Study, RetrainTrial],
-    tmp_path: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     _, trial = trained
     assert nas("export", "tiny", "-o", "cell.pt")[0] == 0

@@ -70,12 +70,11 @@ def test_a_model_is_logged_once_and_opens_without_this_package(
         raise KilledError
 
     # Killed before the model is ready, then before the run says that it has it.
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(MlflowClient, "finalize_logged_model", killed)
-        tracking.drain(study, uri)
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(MlflowClient, "log_outputs", killed)
-        tracking.drain(study, uri)
+    for call in ("finalize_logged_model", "log_outputs"):
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, call, killed)
+            with pytest.raises(KilledError):
+                tracking.drain(study, uri)
     for _ in range(2):
         tracking.drain(study, uri)
         (model,) = models_of(client, study)

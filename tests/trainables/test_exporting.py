@@ -173,7 +173,7 @@ def test_noise_can_be_kept_as_weights_alone(tmp_path: Path) -> None:
     trained(tmp_path, "s4", genotype=Genotype.from_json(noisy))
     retrained = open_retrained(tmp_path / "final.pt")
     assert export(retrained, tmp_path / "x.pt", "torch").difference == 0
-    with pytest.raises(ExportError, match="operation 'noise'.*Use format torch"):
+    with pytest.raises(ExportError, match=r"operation 'noise'.*Use format torch"):
         export(retrained, tmp_path / "x.pt2", "pt2")
 
 
