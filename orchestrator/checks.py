@@ -16,6 +16,8 @@ from orchestrator.oracle import StudyOracle
 from orchestrator.sweep_words import candidates
 from spaces.core import plugins
 from spaces.core.errors import OracleError, PluginSettingsError, SpaceError
+from trainables.compiled import check_compiler
+from trainables.errors import StateError
 
 if TYPE_CHECKING:
     from spaces.core.genotype import Genotype
@@ -66,7 +68,8 @@ def check_hardware(experiment: Experiment) -> None:
     """Refuse a trial that cannot run on this machine; a cluster is asked when it is joined.
 
     Raises:
-        ConfigError: One Ray trial needs more CPU cores or GPUs than there are.
+        ConfigError: One Ray trial needs more CPU cores or GPUs than there are, or what is to be
+            compiled cannot be.
     """
     if experiment.ray.address != "local":
         return
@@ -86,8 +89,27 @@ def check_hardware(experiment: Experiment) -> None:
             f"tune.per_trial.gpus must be <= {gpus}, got {asked.gpus:g}: "
             f"{gpus} NVIDIA GPUs are visible on this machine.{hint}"
         )
+    problems += _retraining_problems(experiment, allowed, gpus)
     if problems:
         raise ConfigError("\n".join(f"{experiment.name}: {problem}" for problem in problems))
+
+
+def _retraining_problems(experiment: Experiment, cpus: int, gpus: int | None) -> list[str]:
+    asked, workers = experiment.tune.per_trial, experiment.workers
+    problems = []
+    if workers > 1:
+        for name, each, there in (("cpus", asked.cpus, cpus), ("gpus", asked.gpus, gpus)):
+            if there is not None and each <= there < each * workers:
+                problems.append(
+                    f"retrain.workers must be <= {int(there / each)}, got {workers}: each "
+                    f"has the {each:g} {name} of tune.per_trial, and there are {there}."
+                )
+    if experiment.compiles:
+        try:
+            check_compiler("cuda" if asked.gpus > 0 else "cpu")
+        except StateError as error:
+            problems.append(str(error))
+    return problems
 
 
 def check_oracle(experiment: Experiment) -> None:

@@ -330,6 +330,12 @@ def sync(
     uri: Annotated[
         str | None, typer.Option("--uri", help="Another store than the study's own.")
     ] = None,
+    models: Annotated[
+        bool | None,
+        typer.Option(
+            "--models/--no-models", help="Retrained networks too; default as mlflow.models says."
+        ),
+    ] = None,
     root: Root = DEFAULT_ROOT,
     as_json: Json = False,
 ) -> None:
@@ -342,7 +348,8 @@ def sync(
         uri = tracking.tracking_uri(opened.experiment, opened.root)
     uri = tracking_location.check_uri(uri)
     tracking.prepare_store(uri)
-    sent = tracking.rebuild(opened, uri) if rebuild else tracking.drain(opened.path, uri)
+    send = tracking.rebuild if rebuild else tracking.drain
+    sent = send(opened, uri, models=models)
     if as_json:
         marks = notices.marks(opened.experiment)
         display.say_json({"study": opened.name, **marks, "tracking_uri": uri, "sent": sent})

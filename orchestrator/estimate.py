@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -302,14 +303,20 @@ def _measure_retraining(
         genotype=_search_trial(experiment, unit).genotype,
         space=unit.settings["space"],
         dataset=unit.settings["dataset"],
-        retrain=planning.retrain_settings(retrain, unit.settings["space"], unit.settings["search"]),
+        # As one worker, uncompiled: a compilation takes longer than what is measured here.
+        retrain=dataclasses.replace(
+            planning.retrain_settings(retrain, unit.settings["space"], unit.settings["search"]),
+            compile=False,
+            workers=1,
+            shared_batch_norm=True,
+        ),
         device="cuda" if experiment.tune.per_trial.gpus > 0 else "cpu",
     )
     groups = {planning.method_group(experiment, unit.settings["method"])}
     if retrain.per == "method":
         groups = {planning.method_group(experiment, each.settings["method"]) for each in units}
     count = len(groups) * retrain.top_k * len(retrain.seeds)
-    epoch_s = trial.time_steps(2) * trial.steps_per_epoch
+    epoch_s = trial.time_steps(2) * trial.steps_per_epoch / experiment.workers
     text = f"at most {count} of {retrain.settings.epochs} epochs, about {epoch_s:.2g} s each"
     each_s = retrain.settings.epochs * epoch_s
     if retrain.budget_hours is not None and count * each_s > retrain.budget_hours * 3600:

@@ -124,9 +124,11 @@ class MlflowSettings(Record):
 
     Attributes:
         tracking_uri: MLflow store or server; None is MLFLOW_TRACKING_URI, else the default store.
+        models: Whether retrained networks are sent as models too, when all has run.
     """
 
     tracking_uri: str | None = None
+    models: bool = False
 
 
 class Retrain(Record):
@@ -145,6 +147,7 @@ class Retrain(Record):
             the file said nothing else; a record alone, since `settings` holds every value.
         budget_hours: Trial hours that all retrainings of the study may take; those that would go
             beyond it are not started, the best genotypes being first. None is no limit.
+        keep: Retrainings whose weights are kept: "all", "none" or "best_K", by validation accuracy.
     """
 
     settings: RetrainSettings = RetrainSettings()
@@ -155,6 +158,12 @@ class Retrain(Record):
     consistent: bool = False
     protocol: str | None = None
     budget_hours: float | None = None
+    keep: str = "all"
+
+    @property
+    def kept(self) -> int | None:
+        """Number of retrainings whose weights are kept, or None for all."""
+        return _number_kept(self.keep)
 
     def given(self) -> dict[str, Any]:
         """Return the settings that the experiment itself decides."""
@@ -267,6 +276,26 @@ class Experiment(Record):
         """Whether configurations have validation images, so that `tune.metric` compares them."""
         return self.training is None or self.training.settings["val_share"] > 0
 
+    @property
+    def workers(self) -> int:
+        """Most processes of one retraining."""
+        return max(self._of_retraining("workers"))
+
+    @property
+    def compiles(self) -> bool:
+        """Whether any retraining compiles its steps."""
+        return any(self._of_retraining("compile"))
+
+    def _of_retraining(self, name: str) -> list[Any]:
+        """Return the values that a setting of a retraining can take."""
+        from orchestrator.sweep_words import candidates  # it needs this module
+
+        if self.training is not None:
+            return list(candidates(self.training.settings[name]))
+        if self.retrain is None or self.retrain.consistent:
+            return [getattr(RetrainSettings(), name)]
+        return [getattr(self.retrain.settings, name)]
+
     def metric_of(self, stage: Literal["search", "retrain"]) -> str:
         """Return what the rows of a stage are ranked by where they are shown."""
         return self.tune.metric if stage == self.trainable and self.held_out else "test_accuracy"
@@ -286,9 +315,7 @@ class Experiment(Record):
     @property
     def kept(self) -> int | None:
         """Number of searches whose final state is kept, or None for all."""
-        if self.keep == "all":
-            return None
-        return 0 if self.keep == "none" else int(self.keep.removeprefix("best_"))
+        return _number_kept(self.keep)
 
     def settings(self, kind: Literal["space", "dataset", "method", "selection"]) -> dict[str, Any]:
         """Return the settings of a part that is the same in every configuration.
@@ -320,6 +347,12 @@ class Experiment(Record):
             left_out = (*OF_SEARCHES, "training")
         ordered = {key: document.get(key) for key in type(self).model_fields} | {"retrain": retrain}
         return {key: value for key, value in ordered.items() if key not in left_out}
+
+
+def _number_kept(keep: str) -> int | None:
+    if keep == "all":
+        return None
+    return 0 if keep == "none" else int(keep.removeprefix("best_"))
 
 
 def sweep_word(node: Any) -> str | None:

@@ -258,7 +258,11 @@ def genotype_units(
                 params={},
                 label=label,
                 epochs=int(settings["epochs"]),
-                extra={**recorded(identity), "genotype_hash": genotype_hash, "method": method},
+                extra={
+                    **recorded(identity, training.workers),
+                    "genotype_hash": genotype_hash,
+                    "method": method,
+                },
             )
         )
     return units
@@ -325,9 +329,10 @@ def fits(row: Row, limits: Limits) -> bool:
     return row.evaluation is not None and not limits.over(row.evaluation)
 
 
-def recorded(identity: Identity) -> dict[str, Any]:
+def recorded(identity: Identity, workers: int = 1) -> dict[str, Any]:
     """Return what every row of a study records beside its settings."""
-    return {"git": identity.git, "per_trial": dict(identity.per_trial)}
+    per_trial = {name: workers * count for name, count in identity.per_trial.items()}
+    return {"git": identity.git, "per_trial": per_trial}
 
 
 def method_group(experiment: Experiment, method: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import costs, factors, planning, sweep, tracking, training
+from orchestrator import costs, exporting, factors, planning, sweep, tracking, training
 from orchestrator.budget import Budget, Spending, write_spending
 from orchestrator.errors import StudyError
 from orchestrator.experiment import ORACLE_METRICS, Experiment, has_sweep
@@ -401,7 +401,8 @@ class _Driver:
     def _run_tuner(self, monitor: Monitor, searcher: Any, count: int) -> None:
         tune = self.experiment.tune
         searching = monitor.stage == "search"
-        settings = tune.scheduler.model_dump() if tune.scheduler and searching else {}
+        swept = monitor.stage == self.experiment.trainable
+        settings = tune.scheduler.model_dump() if tune.scheduler and swept else {}
         scheduler = sweep.make_scheduler(settings, planning.longest_epochs(self.experiment))
         on_result: OnResult = monitor.on_result
         if self.oracle_metric is not None and searching:
@@ -414,8 +415,8 @@ class _Driver:
         per_trial = {"cpu": tune.per_trial.cpus, "gpu": tune.per_trial.gpus}
         if self.simulation is not None:
             per_trial = {"cpu": 1, "gpu": 0}  # what is asked for costs a simulated trial nothing
-        fitting = sweep.fits(resources, per_trial["cpu"], per_trial["gpu"])
-        swept = monitor.stage == self.experiment.trainable
+        workers = self.experiment.workers if monitor.stage == "retrain" else 1
+        fitting = sweep.fits(resources, *(workers * each for each in per_trial.values()))
         compared = swept and self.experiment.held_out
         sweep.run_tuner(
             self._trainable(monitor.stage),
@@ -499,15 +500,20 @@ class _Driver:
         return keys <= set(self.study.ledger.keys())
 
     def _keep(self) -> None:
-        """Remove the final states that `keep` does not name."""
-        kept = self.experiment.kept
-        if kept is None:
-            return
-        sign = 1.0 if self.experiment.tune.mode == "max" else -1.0
-        stage = self.experiment.trainable
-        rows = [row for row in filled(self.study, self.study.rows(stage)) if row.final is not None]
-        rows.sort(key=lambda row: -sign * self._value(row))
-        for row in rows[kept:]:
+        """Remove the final states that `keep` and `retrain.keep` do not name."""
+        kept, retrain = self.experiment.kept, self.experiment.retrain
+        if kept is not None:
+            sign = 1.0 if self.experiment.tune.mode == "max" else -1.0
+            rows = filled(self.study, self.study.rows(self.experiment.trainable))
+            rows = [row for row in rows if row.final is not None]
+            rows.sort(key=lambda row: -sign * self._value(row))
+            self._forget(rows[kept:])
+        if retrain is not None and retrain.kept is not None:
+            retrained = exporting.stored(self.study)
+            self._forget(exporting.best_first(retrained, self.study.rows("search"))[retrain.kept :])
+
+    def _forget(self, rows: Sequence[Row]) -> None:
+        for row in rows:
             (self.study.path / str(row.final)).unlink(missing_ok=True)
 
     def _outcome(self, planned: set[str], *, interrupted: bool) -> Outcome:

@@ -37,6 +37,7 @@ from trainables.settings import DIAGNOSTICS, Diagnostics, RetrainSettings, Searc
 
 Schema = dict[str, Any]
 _TYPES: Mapping[Any, str] = {int: "integer", float: "number", str: "string", bool: "boolean"}
+_KEEP = "^(all|none|best_[1-9][0-9]*)$"
 _SEEDS: Schema = {
     "type": "array",
     "items": {"type": "integer", "minimum": 0},
@@ -68,7 +69,7 @@ def json_schema() -> Schema:
         "tune": _tune(),
         "ray": _record(RaySettings),
         "mlflow": _record(MlflowSettings),
-        "keep": {"type": "string", "pattern": "^(all|none|best_[1-9][0-9]*)$", "default": "all"},
+        "keep": {"type": "string", "pattern": _KEEP, "default": "all"},
         "max_hours": {"type": ["number", "null"], "exclusiveMinimum": 0, "default": None},
     }
     return {
@@ -145,6 +146,7 @@ def _retrain() -> Schema:
         **_SEEDS,
         "default": [0],
     }
+    schema["properties"]["keep"] = {**plan["keep"], "pattern": _KEEP}
     schema["properties"]["protocol"] = {
         "description": _attributes(Retrain)["protocol"],
         **_or_none({"enum": list(plugins.available("protocols"))}),

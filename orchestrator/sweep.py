@@ -8,6 +8,7 @@ new Tuner, and trials that have epochs already report them again before they go 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -121,7 +122,8 @@ def fits(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
     if cpus > has_cpus or gpus > has_gpus:
         raise StudyError(
             f"tune.per_trial asks for {cpus:g} CPUs and {gpus:g} GPUs, and the cluster has "
-            f"{has_cpus:g} CPUs and {has_gpus:g} GPUs. Lower tune.per_trial or add a node."
+            f"{has_cpus:g} CPUs and {has_gpus:g} GPUs. Lower tune.per_trial (or retrain.workers) "
+            "or add a node."
         )
     by_cpu = has_cpus / cpus if cpus > 0 else float("inf")
     by_gpu = has_gpus / gpus if gpus > 0 else float("inf")
@@ -181,7 +183,7 @@ def run_tuner(
         folder: Where Tune puts its own state, which is thrown away.
         num_units: Units at most.
         concurrent: Units side by side.
-        per_trial: {"cpu": ..., "gpu": ...} of one unit.
+        per_trial: {"cpu": ..., "gpu": ...} of one unit, or of each of its workers.
         metric: Key of the result that searcher and scheduler look at.
         mode: "max" or "min".
         max_failures: Retries of a unit whose process died.
@@ -196,7 +198,7 @@ def run_tuner(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, dict(per_trial)),
+        tune.with_resources(trainable, functools.partial(_bundles, dict(per_trial))),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,
@@ -225,6 +227,17 @@ def run_tuner(
         _terminate_gracefully(),
     ):
         tuner.fit()
+
+
+def _bundles(per_trial: dict[str, float], config: Mapping[str, Any]) -> Any:
+    """Return what a trial occupies: as much for each of its workers, as near as possible."""
+    from ray import tune
+
+    from trainables.ray_trial import num_workers
+
+    bundle = {"CPU": per_trial["cpu"], "GPU": per_trial["gpu"]}
+    given = {name: value for name, value in bundle.items() if value > 0}
+    return tune.PlacementGroupFactory([given] * num_workers(config), strategy="PACK")
 
 
 def _short_name(trial: Any) -> str:

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import StudyError
 from orchestrator.holding import locked
@@ -66,24 +66,31 @@ _REFUSED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE
 _log = logging.getLogger("orchestrator.tracking")
 
 
-def drain(study_dir: str | os.PathLike[str] | Study, uri: str) -> int:
+def drain(
+    study_dir: str | os.PathLike[str] | Study, uri: str, *, models: bool | None = None
+) -> int:
     """Send what the study's outbox holds to the store; return how many records were sent.
+
+    Args:
+        study_dir: The study, or its folder.
+        uri: MLflow tracking URI.
+        models: Whether retrained networks are sent as models; None is as the experiment says.
 
     Raises:
         StoreDownError: The store cannot be reached; nothing is lost.
     """
     study = _study(study_dir)
-    return _connect(study, uri).send()
+    return _connect(study, uri, models).send()
 
 
-def rebuild(study: str | os.PathLike[str] | Study, uri: str) -> int:
-    """Fill the store from the study folder alone; return how many rows it has.
+def rebuild(study: str | os.PathLike[str] | Study, uri: str, *, models: bool | None = None) -> int:
+    """Fill the store from the study folder alone; return how many rows it has; see `drain`.
 
     Raises:
         StoreDownError: The store cannot be reached.
     """
     study = _study(study)
-    return _connect(study, uri).rebuild()
+    return _connect(study, uri, models).rebuild()
 
 
 def prepare_store(uri: str) -> None:
@@ -262,6 +269,32 @@ class MlflowStore:
         with _translated(refusable=True):
             self._client.log_artifacts(run_id, os.fspath(folder))
 
+    def log_model(
+        self,
+        experiment_id: str,
+        run_id: str,
+        final: Path,
+        *,
+        dataset: Mapping[str, Any] | None,
+        tags: Mapping[str, str],
+        step: int,
+    ) -> None:
+        """Give a run the network of a `final.pt`, unless it has it."""
+        from orchestrator.tracking_models import log_model  # here: it brings torch
+        from trainables.exporting import open_retrained
+
+        retrained = open_retrained(final, dataset=dataset)
+        with tempfile.TemporaryDirectory() as folder, _translated(refusable=True):
+            log_model(
+                self._client,
+                experiment_id,
+                run_id,
+                retrained,
+                tags=tags,
+                step=step,
+                scratch=Path(folder),
+            )
+
     def set_status(self, run_id: str, status: str, end: int | None) -> None:
         """Set the run's status, and its end unless None."""
         with _translated(refusable=True):
@@ -295,8 +328,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def _connect(study: Study, uri: str) -> Drain:
-    return Drain(study, MlflowStore(uri, study), uri)
+def _connect(study: Study, uri: str, models: bool | None = None) -> Drain:
+    return Drain(study, MlflowStore(uri, study), uri, models=models)
 
 
 def _study(study: str | os.PathLike[str] | Study) -> Study:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from orchestrator import exporting
 from orchestrator import outbox as events
 from orchestrator.holding import locked
 from orchestrator.study import Study
@@ -29,9 +30,11 @@ class Drain:
         study: The study.
         store: The store.
         uri: Name of the store, under which the outbox's offset is kept.
+        models: Whether retrained networks are sent too; None is as the experiment says.
     """
 
-    def __init__(self, study: Study, store: Store, uri: str) -> None:
+    def __init__(self, study: Study, store: Store, uri: str, *, models: bool | None = None) -> None:
+        self._models = models
         self._study = study
         self._uri = uri
         self._id = uuid.uuid4().hex
@@ -65,6 +68,8 @@ class Drain:
                 self._settle(self._study.ledger.keys())
                 self._commit(position)
                 self._settled = True
+            if self.ended or self._settled:
+                self._send_models()
             return count
 
     def rebuild(self) -> int:
@@ -79,7 +84,17 @@ class Drain:
             keys = self._study.ledger.keys()
             self._settle(keys, all_rows=True)
             self._commit(position)
+            self._send_models()
             return len(keys)
+
+    def _send_models(self) -> None:
+        """Send the networks that retrainings left: last of all, for it takes seconds each."""
+        wanted = self._study.experiment.mlflow.models if self._models is None else self._models
+        if wanted:
+            self._load()
+            for row in exporting.stored(self._study):
+                if row.key in self._sender.runs:
+                    self._sender.send_model(self._sender.runs[row.key], row)
 
     @contextlib.contextmanager
     def _working(self) -> Iterator[None]:

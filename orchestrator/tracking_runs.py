@@ -74,6 +74,22 @@ class Store(Protocol):
     def set_status(self, run_id: str, status: str, end: int | None) -> None:
         """Set the run's status, and its end unless None."""
 
+    def log_model(
+        self,
+        experiment_id: str,
+        run_id: str,
+        final: Path,
+        *,
+        dataset: Mapping[str, Any] | None,
+        tags: Mapping[str, str],
+        step: int,
+    ) -> None:
+        """Give a run the network of a `final.pt`, unless it has it.
+
+        Raises:
+            NasError: Besides, where there is no such network or it has no such form.
+        """
+
 
 @dataclass
 class Run:

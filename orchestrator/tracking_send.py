@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import tempfile
 import time
@@ -18,11 +19,19 @@ from orchestrator.oracle import StudyOracle, of_study
 from orchestrator.outbox import EPOCH_METRICS
 from orchestrator.study import Study
 from orchestrator.tracking_notes import row_note, study_note
-from orchestrator.tracking_runs import Run, RunRefusedError, Store, study_totals, write_artifacts
+from orchestrator.tracking_runs import (
+    Run,
+    RunRefusedError,
+    Store,
+    StoreDownError,
+    study_totals,
+    write_artifacts,
+)
 from orchestrator.tracking_view import Point, RunView, digest, flat_params, milliseconds, view_of
-from spaces.core.errors import SpaceError
+from spaces.core.errors import NasError, SpaceError
 
 _NOTE = "mlflow.note.content"
+_MODEL = "nas.model"
 _log = logging.getLogger(__name__)
 
 
@@ -212,6 +221,29 @@ class Sender:
         if run.status != view.status or run.end != view.end:
             self._store.set_status(run.run_id, view.status, view.end)
             run.status, run.end = view.status, view.end
+
+    def send_model(self, run: Run, row: Row) -> None:
+        """Give a retraining's run its network, once; a network that cannot be sent is logged."""
+        final = self._study.path / str(row.final)
+        try:
+            content = hashlib.sha256(final.read_bytes()).hexdigest()[:16]
+            if run.tags.get(_MODEL) == content:
+                return
+            with forgiving(row.key):
+                self._store.log_model(
+                    self._experiment_id,
+                    run.run_id,
+                    final,
+                    dataset=row.settings.get("dataset"),
+                    tags={"nas.key": row.key, _MODEL: content},
+                    step=row.epochs_done,
+                )
+                self._store.log(run.run_id, tags={_MODEL: content})
+                run.tags[_MODEL] = content
+        except StoreDownError:
+            raise
+        except (NasError, OSError) as error:
+            _log.warning("row %s has no MLflow model: %s", row.key, error)
 
     def mark(self, run: Run, status: str) -> None:
         """Set a row without an end to RUNNING or KILLED."""

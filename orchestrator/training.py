@@ -60,7 +60,7 @@ def training_units(
                     label=labels[configuration.config_id],
                     epochs=training.epochs,
                     extra={
-                        **recorded(identity),
+                        **recorded(identity, training.workers),
                         "genotype_hash": genotype.hash,
                         "method": "given",
                     },

@@ -115,6 +115,7 @@ def _trial(experiment: Experiment, unit: Unit) -> RetrainTrial:
         genotype=Genotype.from_json(unit.settings["genotype"]),
         space=unit.settings["space"],
         dataset=unit.settings["dataset"],
-        retrain=unit.settings["retrain"],
+        # As one worker, uncompiled: a compilation takes longer than what is measured here.
+        retrain={**unit.settings["retrain"], "compile": False, "workers": 1},
         device="cuda" if experiment.tune.per_trial.gpus > 0 else "cpu",
     )

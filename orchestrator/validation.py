@@ -289,6 +289,7 @@ def _retrain(
             "retrain.budget_hours",
             f"retrain.budget_hours must be > 0, got {tree['budget_hours']!r}.",
         )
+    keep = _keep(tree["keep"], problems, "retrain.keep", "retraining")
     if len(problems.found) > before:
         set_by_protocol(given, written, problems, before)
         return None
@@ -301,6 +302,7 @@ def _retrain(
         consistent=tree["consistent"],
         protocol=tree["protocol"],
         budget_hours=tree["budget_hours"],
+        keep=keep,
     )
 
 
@@ -384,11 +386,11 @@ def _mlflow(value: Any, problems: Problems) -> MlflowSettings:
     return settings
 
 
-def _keep(value: Any, problems: Problems) -> str:
+def _keep(value: Any, problems: Problems, at: str = "keep", what: str = "search") -> str:
     if isinstance(value, str) and re.fullmatch(r"all|none|best_[1-9]\d{0,5}", value):
         return value
-    hint = " Write none for no search." if value is False or value is None else ""
-    problems.add("keep", f"keep must be all, none or best_K (as best_3), got {value!r}.{hint}")
+    hint = f" Write none for no {what}." if value is False or value is None else ""
+    problems.add(at, f"{at} must be all, none or best_K (as best_3), got {value!r}.{hint}")
     return "all"
 
 

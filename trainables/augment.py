@@ -73,7 +73,13 @@ def crop_and_flip(images: Tensor, augmentation: Augmentation, generator: torch.G
     return images.flatten(2).gather(2, pixels).view(batch, channels, height, width)
 
 
-def cut_out(images: Tensor, side: int, generator: torch.Generator, share: float = 1.0) -> Tensor:
+def cut_out(
+    images: Tensor,
+    side: int,
+    generator: torch.Generator,
+    share: float = 1.0,
+    part: tuple[int, slice] | None = None,
+) -> Tensor:
     """Set one square of each image of a batch to zero, or of a share of the images.
 
     Args:
@@ -82,6 +88,7 @@ def cut_out(images: Tensor, side: int, generator: torch.Generator, share: float 
         generator: Source of the square's centres, each uniform over the image, and below a share
             of 1 then of which images are cut.
         share: Probability of an image to be cut.
+        part: Size of the batch that is drawn for, and which of its images these are; None is all.
 
     Returns:
         Shape (B, C, H, W).
@@ -92,14 +99,15 @@ def cut_out(images: Tensor, side: int, generator: torch.Generator, share: float 
     """
     if not side:
         return images
-    batch, _, height, width = images.shape
+    own, _, height, width = images.shape
+    batch, taken = part or (own, slice(None))
     device = images.device
     draws = torch.stack(
         [
             _integers(height, (batch, 1), generator, device),
             _integers(width, (batch, 1), generator, device),
         ]
-    )
+    )[:, taken]
     first = draws - side // 2
     rows = torch.arange(height, device=device)
     columns = torch.arange(width, device=device)
@@ -108,7 +116,7 @@ def cut_out(images: Tensor, side: int, generator: torch.Generator, share: float 
     square = in_rows[:, None, :, None] & in_columns[:, None, None, :]
     if share < 1:
         chances = torch.rand(batch, generator=generator, device=generator.device)
-        square &= (chances.to(device) < share)[:, None, None, None]
+        square &= (chances[taken].to(device) < share)[:, None, None, None]
     # Five times as fast on a CPU as masked_fill with a broadcast mask.
     return images * (~square).to(images.dtype)
 

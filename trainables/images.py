@@ -205,6 +205,7 @@ class Batches:
         generator: Source of permutations and augmentation, this object's own.
         augmentation: What is done to the images.
         dtype: Floating-point type of the batches.
+        rows: Which images of each batch are given out; the draws are those for all of them.
 
     Raises:
         DataError: `batch_size` is larger than the data.
@@ -218,12 +219,14 @@ class Batches:
         generator: torch.Generator,
         augmentation: Augmentation | None = None,
         dtype: torch.dtype = torch.float32,
+        rows: slice | None = None,
     ) -> None:
         check_batch_size(batch_size, len(images))
         self.images = images
         self.batch_size = batch_size
         self.augmentation = augmentation or Augmentation()
         self.dtype = dtype
+        self.rows = rows
         self._generator = generator
         self._permutation: Tensor | None = None
         self._position = 0
@@ -250,9 +253,12 @@ class Batches:
         # index_select copies whole images; images[index] goes element by element on a CPU.
         pixels = self.images.images.index_select(0, index)
         pixels = crop_and_flip(pixels, self.augmentation, self._generator)
+        part = None if self.rows is None else (self.batch_size, self.rows)
+        if self.rows is not None:
+            pixels, index = pixels[self.rows], index[self.rows]
         images = self.images.normalised(pixels, self.dtype)
-        augmentation = self.augmentation
-        images = cut_out(images, augmentation.cutout, self._generator, augmentation.cutout_share)
+        side, share = self.augmentation.cutout, self.augmentation.cutout_share
+        images = cut_out(images, side, self._generator, share, part)
         return images, self.images.labels.index_select(0, index)
 
     def state_dict(self) -> dict[str, Any]:

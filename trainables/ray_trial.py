@@ -20,13 +20,17 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ray import tune
 
 from spaces.core import plugins
 from spaces.core.errors import SpaceError, UnknownPluginError
 from trainables.worst import worst_value
+
+if TYPE_CHECKING:
+    from trainables.ray_workers import Crew
+    from trainables.retrain import RetrainTrial
 
 _STATE = "block.pt"
 
@@ -209,6 +213,7 @@ class RetrainTrainable(BlockTrainable):
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("train_accuracy",)
+    crew: Crew | None = None
 
     def metrics(self) -> tuple[str, ...]:
         """Return the metrics that are reported: of the validation split where one is held out."""
@@ -216,26 +221,64 @@ class RetrainTrainable(BlockTrainable):
         return (*self.METRICS, *BlockTrainable.METRICS) if held_out else self.METRICS
 
     def build(self, seed: int) -> Trial:
-        """Make the `RetrainTrial` of one seed."""
-        from spaces.core.genotype import Genotype
-        from trainables.retrain import RetrainTrial
+        """Make the `RetrainTrial` of one seed; the first one brings the other workers."""
+        more: dict[str, Any] = {"on_test_read": lambda record: self.note_test_read(seed, record)}
+        if num_workers(self.config) == 1:
+            return retraining(self.config, seed, **more)
+        from trainables.ray_workers import Crew
 
-        config = self.config
-        genotype = config["genotype"]
-        if isinstance(genotype, str):
-            genotype = json.loads(genotype)
-        return RetrainTrial(
-            genotype=Genotype.from_json(genotype),
-            space=config["space"],
-            dataset=config["dataset"],
-            retrain=dict(config.get("retrain", {})),
-            seed=seed,
-            device=config.get("device", "auto"),
-            on_test_read=lambda record: self.note_test_read(seed, record),
-        )
+        self.crew = crew = self.crew or Crew(self.config)
+        more["on_epoch"] = lambda trial: crew.epoch(seed, trial)
+        with crew.making(seed):
+            return retraining(self.config, seed, **more)
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> Any:
+        """Return a bundle of a CPU for each worker; None for one worker, which is Tune's own."""
+        workers = num_workers(config)
+        return tune.PlacementGroupFactory([{"CPU": 1}] * workers) if workers > 1 else None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take another configuration in the same process, with workers of its own."""
+        self._dismiss()
+        return super().reset_config(new_config)
+
+    def cleanup(self) -> None:
+        """Let go of the trials and of the other workers."""
+        self._dismiss()
+        super().cleanup()
+
+    def _dismiss(self) -> None:
+        if self.crew is not None:
+            self.crew.dismiss()
+        self.crew = None
 
     def note_test_read(self, seed: int, record: Mapping[str, Any]) -> None:
         """Called before the test split is read, with what it is read for."""
+
+
+def num_workers(config: Mapping[str, Any]) -> int:
+    """Return the processes that a configuration's training is spread over."""
+    return int((config.get("retrain") or {}).get("workers", 1))
+
+
+def retraining(config: Mapping[str, Any], seed: int, **more: Any) -> RetrainTrial:
+    """Make the `RetrainTrial` of a configuration of `RetrainTrainable`, with `more` arguments."""
+    from spaces.core.genotype import Genotype
+    from trainables.retrain import RetrainTrial
+
+    genotype = config["genotype"]
+    if isinstance(genotype, str):
+        genotype = json.loads(genotype)
+    return RetrainTrial(
+        genotype=Genotype.from_json(genotype),
+        space=config["space"],
+        dataset=config["dataset"],
+        retrain=dict(config.get("retrain", {})),
+        seed=seed,
+        device=config.get("device", "auto"),
+        **more,
+    )
 
 
 def trainable_class(method: str) -> type[SearchTrainable]:

@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from spaces.core.genotype import Genotype
 from spaces.core.space import LARGE_IMAGES, Space
 from trainables.choices import Plugin, choose_plugin, choose_settings
 from trainables.errors import DataError, StateError
+from trainables.exporting import data_of
 from trainables.images import split_train_val
 from trainables.settings import RetrainSettings, identifying
 from trainables.state import (
@@ -37,6 +39,7 @@ from trainables.state import (
     save_state,
 )
 from trainables.streams import Images, make_augmentation, make_batches
+from trainables.team import Team
 from trainables.timing import peak_memory_bytes, reset_peak_memory
 from trainables.training import Training
 from trainables.worst import worst_value
@@ -55,6 +58,9 @@ class RetrainTrial:
     entry of the curve: a trial continued from a later state has it already and reads nothing. There
     is no choice of an epoch by its accuracy: the last one counts.
 
+    With `retrain.workers` above 1 there is such a trial in each of so many processes, which
+    torch.distributed has been set up for. All train; the first one alone evaluates and reads.
+
     Args:
         genotype: The architecture.
         space: Its space: a name, a mapping with `name` and settings, or a pair (name, Config).
@@ -65,6 +71,8 @@ class RetrainTrial:
         device: "cpu", "cuda", "cuda:1" or "auto".
         on_test_read: Called before the test split is read, with what it is read for: a JSON-able
             record of `genotype_hash`, `space`, `dataset`, `seed` and `epoch`.
+        on_epoch: Entered for the training of each epoch: where there are several workers, it has
+            the others train with this one.
 
     Attributes:
         curve: One entry per epoch, JSON-able. Shares are 0-1, losses in nats, times in seconds.
@@ -95,6 +103,7 @@ class RetrainTrial:
         seed: int = 0,
         device: str | torch.device = "cpu",
         on_test_read: Callable[[Mapping[str, Any]], None] | None = None,
+        on_epoch: Callable[[RetrainTrial], AbstractContextManager[None]] | None = None,
     ) -> None:
         self.settings = choose_settings(RetrainSettings, retrain, "retrain")
         self.genotype = genotype
@@ -102,7 +111,12 @@ class RetrainTrial:
         self.device = resolve_device(device)
         torch.set_num_threads(self.settings.threads)
         self.fingerprint = Fingerprint.of(self.device, self.settings.precision)
+        if self.settings.compile:
+            engine = f"compiled-{self.device.type}"
+            self.fingerprint = replace(self.fingerprint, engine=engine)
+        self.team = Team.of(self.settings.workers)
         self._on_test_read = on_test_read
+        self._on_epoch = on_epoch
         space_name, space_config = choose_plugin("spaces", space)
         self.space: Space = plugins.load("spaces", space_name).build(space_config, space_name)
         self._dataset_name, self._dataset_config = choose_plugin("datasets", dataset)
@@ -141,6 +155,7 @@ class RetrainTrial:
             generator=make_generator(self.seed, "retrain batches"),
             augmentation=augmentation,
             dtype=DTYPES[settings.precision],
+            rows=self.team.rows(settings.batch_size),
         )
 
     def _prepare_state(self) -> None:
@@ -171,7 +186,11 @@ class RetrainTrial:
         )
         self.network.to(device=self.device, dtype=DTYPES[settings.precision])
         self._training = Training(
-            self.network, self._train, settings, make_generator(self.seed, "drop path", self.device)
+            self.network,
+            self._train,
+            settings,
+            make_generator(self.seed, "drop path", self.device),
+            self.team,
         )
         self.epoch = 0
         self.curve: list[Entry] = []
@@ -234,15 +253,16 @@ class RetrainTrial:
         reset_peak_memory(self.device)
         entry: Entry = {"epoch": self.epoch + 1, "lr": self.lr, "drop_path": self.drop_path}
         self._train.augmentation = replace(self._train.augmentation, cutout_share=self.cutout_share)
-        loss, accuracy = self._training.run_epoch(lr=self.lr, drop_path=self.drop_path)
+        with self._on_epoch(self) if self._on_epoch is not None else nullcontext():
+            loss, accuracy = self._training.run_epoch(lr=self.lr, drop_path=self.drop_path)
         measured = {"train_loss": loss, "train_accuracy": accuracy}
-        if self._val is not None:
+        if self._val is not None and self.team.leads:
             measured["val_loss"], measured["val_accuracy"] = self._training.evaluate(self._val)
         if not (all(map(math.isfinite, measured.values())) and self._training.is_finite()):
             self.load_state_dict(before)
             self.diverged = True
             measured = {name: worst_value(name) for name in measured}
-        elif self.epoch + 1 == self.settings.epochs:
+        elif self.epoch + 1 == self.settings.epochs and self.team.leads:
             measured |= self._read_test()
             entry |= self.cost()
         entry |= measured
@@ -369,4 +389,5 @@ class RetrainTrial:
             "buffers": {name: state[name] for name, _ in self.network.named_buffers()},
             "genotype": json.dumps(self.genotype.to_json()),
             "settings": json.dumps(self.description, sort_keys=True),
+            "data": json.dumps(data_of(self._train.images)),
         }

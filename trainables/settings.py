@@ -188,7 +188,11 @@ class RetrainSettings:
         precision: Floating-point type of weights and images.
         mixed_precision: Whether forward passes run in bfloat16 where torch's autocast says so, with
             weights in float32.
-        threads: CPU threads of the trial.
+        threads: CPU threads of the trial, of each of its workers.
+        compile: Whether torch.compile turns training steps into code for this machine.
+        workers: Processes that share every batch, each with the resources of a trial.
+        shared_batch_norm: Whether several workers normalise by statistics of the whole batch, as
+            one would, or each by those of its own share.
 
     Raises:
         ValueError: A value is out of range.
@@ -221,6 +225,9 @@ class RetrainSettings:
     precision: Precision = "float32"
     mixed_precision: bool = False
     threads: int = 1
+    compile: bool = False
+    workers: int = 1
+    shared_batch_norm: bool = True
 
     def __post_init__(self) -> None:
         _check(
@@ -242,6 +249,7 @@ class RetrainSettings:
             cutout="not negative",
             ema_decay="share",
             threads="positive",
+            workers="positive",
         )
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs momentum > 0, got 0.")
@@ -253,13 +261,25 @@ class RetrainSettings:
             raise ValueError("cutout_ramp has no effect where cutout is 0: leave out one of them.")
         if self.mixed_precision and self.precision != "float32":
             raise ValueError(f"mixed_precision needs precision float32, got {self.precision}.")
+        self._check_workers()
+
+    def _check_workers(self) -> None:
+        if self.batch_size % self.workers:
+            raise ValueError(
+                f"workers must divide batch_size ({self.batch_size}), got {self.workers}."
+            )
+        if self.compile and self.workers > 1:
+            raise ValueError(f"compile is for one worker, got {self.workers}: leave out one.")
+        if self.workers < 2 and not self.shared_batch_norm:
+            raise ValueError("shared_batch_norm has no effect with one worker: leave it out.")
 
 
+_LATER_NAMES = (
+    *("schedule", "warmup_epochs", "stem", "cutout_ramp", "ema_decay", "mixed_precision"),
+    *("compile", "workers", "shared_batch_norm"),
+)
 _LATER = {
-    field.name: field.default
-    for field in fields(RetrainSettings)
-    if field.name
-    in ("schedule", "warmup_epochs", "stem", "cutout_ramp", "ema_decay", "mixed_precision")
+    field.name: field.default for field in fields(RetrainSettings) if field.name in _LATER_NAMES
 }
 """Settings that came when rows had been written, with the values that those rows were run at."""
 
@@ -324,6 +344,9 @@ def consistent_with(
         cutout_ramp=False,
         ema_decay=0.0,
         mixed_precision=False,
+        compile=False,
+        workers=1,
+        shared_batch_norm=True,
         auxiliary_weight=0.0,
         drop_path=0.0,
         label_smoothing=0.0,

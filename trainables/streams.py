@@ -151,18 +151,32 @@ def make_batches(
     generator: torch.Generator,
     augmentation: Augmentation | PhotoAugmentation,
     dtype: torch.dtype,
+    rows: slice | None = None,
 ) -> Batches | StreamBatches:
-    """Return endless random batches of images, in the order and with the draws of a generator."""
+    """Return endless random batches of images, in the order and with the draws of a generator.
+
+    With `rows` only those of each batch are given out; the draws are those for all of them.
+    """
     if isinstance(images, ImageSet):
         if not isinstance(augmentation, Augmentation):
             raise TypeError("Resident images take an Augmentation.")
         return Batches(
-            images, batch_size, generator=generator, augmentation=augmentation, dtype=dtype
+            images,
+            batch_size,
+            generator=generator,
+            augmentation=augmentation,
+            dtype=dtype,
+            rows=rows,
         )
     if not isinstance(augmentation, PhotoAugmentation):
         raise TypeError("Streams take a PhotoAugmentation.")
     return StreamBatches(
-        images, batch_size, generator=generator, augmentation=augmentation, dtype=dtype
+        images,
+        batch_size,
+        generator=generator,
+        augmentation=augmentation,
+        dtype=dtype,
+        rows=rows,
     )
 
 
@@ -197,6 +211,7 @@ class StreamBatches:
         generator: Source of the order and of the augmentation, this object's own.
         augmentation: What is done to the images.
         dtype: Floating-point type of the batches.
+        rows: Which images of each batch are given out; the draws are those for all of them.
 
     Raises:
         DataError: `batch_size` is larger than the data.
@@ -210,12 +225,14 @@ class StreamBatches:
         generator: torch.Generator,
         augmentation: PhotoAugmentation,
         dtype: torch.dtype = torch.float32,
+        rows: slice | None = None,
     ) -> None:
         check_batch_size(batch_size, len(images))
         self.images = images
         self.batch_size = batch_size
         self.augmentation = augmentation
         self.dtype = dtype
+        self.rows = slice(None) if rows is None else rows
         self._generator = generator
         self._order = _Order(len(images), batch_size, _number(generator))
         self._labels = images.labels.to(images.device)
@@ -245,7 +262,8 @@ class StreamBatches:
         images = augmented(pixels, self.images.size, settings, source, self.dtype)
         images = self.images.normalised(images)
         images = cut_out(images, settings.cutout, source, settings.cutout_share)
-        return images, self._labels[torch.tensor(index, device=self.device)]
+        labels = self._labels[torch.tensor(index, device=self.device)]
+        return images[self.rows], labels[self.rows]
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next batches depend on besides the images."""

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from spaces.core.draws import Draws, num_paths
+from spaces.core.operations import Noise
+from trainables.compiled import compiled
+from trainables.errors import StateError
 from trainables.images import Batches
 from trainables.settings import RetrainSettings
 from trainables.state import DTYPES, cloned
 from trainables.streams import Images, StreamBatches, go_through
+from trainables.team import Team
+
+ALONE = Team()
 
 
 class Training:
@@ -24,6 +31,10 @@ class Training:
         batches: Training batches, on the same device.
         settings: Settings of the optimizer and the loss.
         generator: Source of dropped paths, on that device.
+        team: The processes that share each batch.
+
+    Raises:
+        StateError: The network cannot be compiled or shared.
     """
 
     def __init__(
@@ -32,8 +43,10 @@ class Training:
         batches: Batches | StreamBatches,
         settings: RetrainSettings,
         generator: torch.Generator,
+        team: Team = ALONE,
     ) -> None:
         self.network = network
+        self.team = team
         self.batches = batches
         self.settings = settings
         self._generator = generator
@@ -48,6 +61,17 @@ class Training:
             foreach=True,
         )
         self._averaged = cloned(self._averageable()) if settings.ema_decay > 0 else {}
+        self._draws_ahead = settings.compile or team.size > 1
+        if self._draws_ahead and any(isinstance(part, Noise) for part in network.modules()):
+            raise StateError(
+                "retrain.compile and retrain.workers are not for a genotype with the operation "
+                "'noise', which draws in every pass: leave them out."
+            )
+        self._forward: Callable[..., Any] = network
+        if settings.compile:
+            self._forward = compiled(network, self._device.type)
+        elif team.size > 1:
+            self._forward = team.share(network, shared_batch_norm=settings.shared_batch_norm)
 
     def run_epoch(self, *, lr: float, drop_path: float) -> tuple[float, float]:
         """Go once through the training batches.
@@ -64,8 +88,8 @@ class Training:
         sums = torch.zeros(2, dtype=torch.float64, device=self._device)
         for _ in range(len(self.batches)):
             sums += self._step(drop_path)
-        loss, correct = (sums / len(self.batches)).tolist()
-        return loss, correct / self.settings.batch_size
+        loss, correct = (self.team.mean(sums) / len(self.batches)).tolist()
+        return loss, correct * self.team.size / self.settings.batch_size
 
     def time_steps(self, count: int, *, lr: float, drop_path: float) -> float:
         """Return the seconds of a training step, the least of `count`; nothing else changes."""
@@ -91,7 +115,7 @@ class Training:
         images, labels = self.batches.next_batch()
         self.network.train()
         with self._autocast():
-            logits, auxiliary_logits = self.network(images, drop_path, self._generator)
+            logits, auxiliary_logits = self._forward(images, drop_path, self._draws(drop_path))
             loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
             total = loss
             if auxiliary_logits is not None:
@@ -106,6 +130,21 @@ class Training:
         self._average()
         correct = (logits.argmax(dim=1) == labels).sum()
         return torch.stack([loss.detach().double(), correct.double()])
+
+    def _draws(self, drop_path: float) -> torch.Generator | Draws | None:
+        """Return where the network's draws come from in the next pass."""
+        if not self._draws_ahead:
+            return self._generator
+        if drop_path == 0:
+            return None
+        batch = self.settings.batch_size
+        return Draws(
+            num_paths(self.network),
+            batch,
+            self._generator,
+            device=self._device,
+            rows=self.team.rows(batch) or slice(None),
+        )
 
     def _autocast(self) -> torch.autocast:
         enabled = self.settings.mixed_precision

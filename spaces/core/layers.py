@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from spaces.core.mixture import Norm
 
-_MOMENTUM = 0.1
-_EPSILON = 1e-5
+MOMENTUM = 0.1
+EPSILON = 1e-5
 
 
 class BatchNorm(nn.Module):
@@ -53,29 +51,36 @@ class BatchNorm(nn.Module):
         var = self.running_var if updates or uses else None
         if rows is not None and mean is not None and var is not None:
             mean, var = mean[rows], var[rows]  # views: an update reaches the buffers
-        return functional.batch_norm(x, mean, var, weight, self.bias, not uses, _MOMENTUM, _EPSILON)
+        return functional.batch_norm(x, mean, var, weight, self.bias, not uses, MOMENTUM, EPSILON)
 
 
 class Source:
     """A node's output with its rectified form, computed once for all edges that leave the node."""
 
+    # No cached_property: it holds a lock in Python 3.11, at which torch.compile gives up.
     def __init__(self, raw: Tensor) -> None:
         self.raw = raw
+        self._rectified: Tensor | None = None
+        self._phases: Tensor | None = None
 
-    @cached_property
+    @property
     def rectified(self) -> Tensor:
         """ReLU of the output, `(B, C, H, W)`."""
-        return functional.relu(self.raw)
+        if self._rectified is None:
+            self._rectified = functional.relu(self.raw)
+        return self._rectified
 
     @property
     def has_phases(self) -> bool:
         """Whether height and width are even."""
         return self.raw.shape[2] % 2 == 0 and self.raw.shape[3] % 2 == 0
 
-    @cached_property
+    @property
     def phases(self) -> Tensor:
         """The four phases of the rectified output, `(4 B, C, H / 2, W / 2)`."""
-        return to_phases(self.rectified)
+        if self._phases is None:
+            self._phases = to_phases(self.rectified)
+        return self._phases
 
 
 def to_phases(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from spaces.core.draws import Draws
 from spaces.core.genotype import NONE, Cell, Genotype
 from spaces.core.layers import Source
 from spaces.core.layout import CellLayer, Layout
@@ -32,13 +33,14 @@ class DiscreteCell(nn.Module):
             )
             for edge in self.edges
         )
+        self.num_paths = sum(not isinstance(part, Skip) for part in self.operations)
 
     def forward(
         self,
         inputs: Sequence[Source],
         norm: Norm,
         drop_path: float,
-        generator: torch.Generator | None,
+        generator: torch.Generator | Draws | None,
     ) -> Tensor:
         """Map the inputs, each `(B, C, H, W)`, to the concatenated outputs."""
         nodes = list(inputs)
@@ -64,13 +66,13 @@ class DiscreteCell(nn.Module):
         return torch.zeros_like(like[:, :, :: self.stride, :: self.stride])
 
 
-def drop_samples(x: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+def drop_samples(x: Tensor, share: float, generator: torch.Generator | Draws | None) -> Tensor:
     """Zero `x`, `(B, C, H, W)`, for a random share of samples and rescale the others.
 
     Args:
         x: Output of a path.
         share: Probability of dropping a sample's path, in [0, 1).
-        generator: Source of the randomness, on the device of `x`.
+        generator: Source of the randomness, on the device of `x`, or what was drawn from one.
 
     Returns:
         Tensor like `x`, with the same expectation.
@@ -78,7 +80,10 @@ def drop_samples(x: Tensor, share: float, generator: torch.Generator | None) -> 
     Source:
         Larsson et al., FractalNet, ICLR 2017, in the form of the DARTS authors' code.
     """
-    draws = torch.rand(x.shape[0], 1, 1, 1, generator=generator, device=x.device)
+    if isinstance(generator, Draws):
+        draws = generator.take()
+    else:
+        draws = torch.rand(x.shape[0], 1, 1, 1, generator=generator, device=x.device)
     return x * ((draws >= share) / (1.0 - share)).to(x.dtype)
 
 
@@ -98,7 +103,7 @@ class Network(nn.Module):
         self,
         images: Tensor,
         drop_path: float = 0.0,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Draws | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Classify images.
 
@@ -106,8 +111,8 @@ class Network(nn.Module):
             images: `(B, in_channels, H, W)`.
             drop_path: Probability of dropping a path for a sample, in [0, 1). Skip connections that
                 keep their input as it is are never dropped. Only in training.
-            generator: Source of that randomness, on the device of the images; genotypes with noise
-                need it in evaluation too.
+            generator: Source of that randomness, on the device of the images, or what was drawn
+                from one; genotypes with noise need a generator, in evaluation too.
 
         Returns:
             Logits `(B, num_classes)` and, in training a network that has one, the logits of the

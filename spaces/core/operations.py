@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spaces.core import plugins
+from spaces.core.draws import Draws
 from spaces.core.errors import SpaceError, near_miss
 from spaces.core.genotype import NONE
 from spaces.core.layers import (
@@ -62,20 +63,20 @@ class Noise(nn.Module):
         self,
         source: Source,
         norm: Norm,  # noqa: ARG002 (one call for all)
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Draws | None = None,
     ) -> Tensor:
         """Return noise of the size of the source at the stride, `(B, C, H', W')`."""
         return noise_like(source.raw[:, :, :: self.stride, :: self.stride], generator)
 
 
-def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+def noise_like(x: Tensor, generator: torch.Generator | Draws | None) -> Tensor:
     """Return standard normal noise like `x`, `(B, C, H, W)`, in channels_last.
 
     Raises:
         SpaceError: There is no generator: the global one is never drawn from.
     """
-    if generator is None:
-        raise SpaceError(f"The operation '{NOISE}' needs a generator, got None.")
+    if not isinstance(generator, torch.Generator):
+        raise SpaceError(f"The operation '{NOISE}' needs a generator, got {generator!r}.")
     batch, channels, height, width = x.shape
     shape = (batch, height, width, channels)  # channels_last, like the images
     draws = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spaces.core.draws import Draws
 from spaces.core.errors import SpaceError
 from spaces.core.graph101 import CONV1X1, CONV3X3, MAX_POOL, Matrix
 from spaces.core.layers import BatchNorm, Head, convolution
@@ -83,6 +84,7 @@ class VertexCell(nn.Module):
         self.operations, self.adjacency, self.stride = operations, adjacency, layer.stride
         in_channels, last = layer.input_channels[0], len(adjacency) - 1
         self.channels = vertex_channels(layer.out_channels, adjacency)
+        self.num_paths = len(self.channels)
         widths = (0, *self.channels, layer.out_channels)
         # Of vertices and of the output, by number.
         self.projections = nn.ModuleDict(
@@ -103,7 +105,7 @@ class VertexCell(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, norm: Norm, drop_path: float, generator: torch.Generator | None
+        self, x: Tensor, norm: Norm, drop_path: float, generator: torch.Generator | Draws | None
     ) -> Tensor:
         """Map the input `(B, in_channels, H, W)` to `(B, out_channels, H, W)`."""
         last = len(self.adjacency) - 1
@@ -165,7 +167,7 @@ class VertexNetwork(nn.Module):
         self,
         images: Tensor,
         drop_path: float = 0.0,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Draws | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Classify images.
 
@@ -173,7 +175,8 @@ class VertexNetwork(nn.Module):
             images: `(B, in_channels, H, W)`.
             drop_path: Probability of dropping a vertex's output for a sample, in [0, 1). Only in
                 training.
-            generator: Source of that randomness, on the device of the images.
+            generator: Source of that randomness, on the device of the images, or what was drawn
+                from one.
 
         Returns:
             Logits `(B, num_classes)`, and None: there is no auxiliary head.

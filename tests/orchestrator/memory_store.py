@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.tracking_runs import RunRefusedError, StoreDownError, StoredRun
 from orchestrator.tracking_view import Point
+from trainables.errors import StateError
 
 
 class KilledError(BaseException):
@@ -28,6 +29,7 @@ class MemoryRun:
     params: dict[str, str] = field(default_factory=dict)
     points: set[Point] = field(default_factory=set)
     artifacts: dict[str, bytes] = field(default_factory=dict)
+    models: dict[str, int] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Return the last value of each metric, as MLflow does: of the last step and time."""
@@ -129,6 +131,23 @@ class MemoryStore:
             run = self._open(run_id)
             run.status = status
             run.end = run.end if end is None else end
+
+        self._call(effect)
+
+    def log_model(
+        self,
+        experiment_id: str,
+        run_id: str,
+        final: Path,
+        *,
+        dataset: Mapping[str, Any] | None,
+        tags: Mapping[str, str],
+        step: int,
+    ) -> None:
+        def effect() -> None:
+            if final.read_bytes() == b"damaged":
+                raise StateError(f"{final} is no readable stored state.")
+            self._open(run_id).models[tags["nas.model"]] = step
 
         self._call(effect)
 

@@ -649,12 +649,12 @@ def test_ui_refuses_a_port_in_use(nas: Nas) -> None:
 
 
 def test_sync_sends_or_rebuilds(nas: Nas, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, str]] = []
+    calls: list[tuple[str, str, bool | None]] = []
     monkeypatch.setattr("orchestrator.tracking.prepare_store", lambda uri: None)
     for name in ("drain", "rebuild"):
 
-        def send(_: Any, uri: str, name: str = name) -> int:
-            calls.append((name, uri))
+        def send(_: Any, uri: str, *, models: bool | None, name: str = name) -> int:
+            calls.append((name, uri, models))
             return 7
 
         monkeypatch.setattr(f"orchestrator.tracking.{name}", send)
@@ -670,7 +670,10 @@ def test_sync_sends_or_rebuilds(nas: Nas, study: Study, monkeypatch: pytest.Monk
         "tracking_uri": "http://127.0.0.1:9",
         "sent": 7,
     }
-    assert calls == [("drain", default), ("rebuild", "http://127.0.0.1:9")]
+    assert nas("sync", "tiny", "--models")[0] == 0
+    other = "http://127.0.0.1:9"
+    expected = [("drain", default, None), ("rebuild", other, None), ("drain", default, True)]
+    assert calls == expected
 
 
 @pytest.mark.parametrize(

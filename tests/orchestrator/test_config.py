@@ -223,6 +223,7 @@ def test_what_is_stored_leaves_nothing_to_a_default(file: Path, tmp_path: Path) 
         "consistent",
         "protocol",
         "budget_hours",
+        "keep",
     )
     assert load_resolved(tmp_path / "experiment.yaml") == experiment
     # The stored file is an experiment file like any other.

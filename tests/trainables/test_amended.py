@@ -223,7 +223,7 @@ def test_the_curvature_in_a_normalised_layer_turns_its_weights_into_minus_the_gr
 def test_so_it_is_in_the_first_layer_of_a_supernet(
     monkeypatch: pytest.MonkeyPatch, space: str
 ) -> None:
-    monkeypatch.setattr(layers, "_EPSILON", 1e-14)
+    monkeypatch.setattr(layers, "EPSILON", 1e-14)
     problem = next_problem(small_search(space=space, precision="float64", batch_size=8))
     stem = problem.weights[0]
     assert stem.dim() == 4
