@@ -312,9 +312,9 @@ def _measure_retraining(
         ),
         device="cuda" if experiment.tune.per_trial.gpus > 0 else "cpu",
     )
-    groups = {planning.method_group(experiment, unit.settings["method"])}
+    groups = {planning.retrain_group(experiment, unit.settings)}
     if retrain.per == "method":
-        groups = {planning.method_group(experiment, each.settings["method"]) for each in units}
+        groups = {planning.retrain_group(experiment, each.settings) for each in units}
     count = len(groups) * retrain.top_k * len(retrain.seeds)
     epoch_s = trial.time_steps(2) * trial.steps_per_epoch / experiment.workers
     text = f"at most {count} of {retrain.settings.epochs} epochs, about {epoch_s:.2g} s each"

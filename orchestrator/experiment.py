@@ -138,7 +138,7 @@ class Retrain(Record):
         settings: Settings of each retraining.
         top_k: How many of the best distinct genotypes.
         by: Value of the validation split that they are best by.
-        per: "method": the best of each method's; "study": the best of all.
+        per: "method": the best of each method's, in each space; "study": the best of all.
         seeds: Seeds of the retrainings of each genotype.
         consistent: Whether a genotype is trained as it was searched: in the size of the supernet,
             with the search's optimizer, regularisation and augmentation. `settings` then counts in

@@ -310,7 +310,7 @@ def _grouped(experiment: Experiment, rows: Sequence[Row]) -> dict[str, list[Row]
     for row in rows:
         if row.stage != "search" or row.status != "finished" or row.genotype is None:
             continue
-        group = "study" if per_study else method_group(experiment, row.settings["method"])
+        group = "study" if per_study else retrain_group(experiment, row.settings)
         own, *selected = with_selections([row])
         grouped.setdefault(group, []).append(own)
         for other, result in zip(selected, row.selections.values(), strict=True):
@@ -333,6 +333,16 @@ def recorded(identity: Identity, workers: int = 1) -> dict[str, Any]:
     """Return what every row of a study records beside its settings."""
     per_trial = {name: workers * count for name, count in identity.per_trial.items()}
     return {"git": identity.git, "per_trial": per_trial}
+
+
+def retrain_group(experiment: Experiment, settings: Mapping[str, Any]) -> str:
+    """Return among what a search's genotype has to be one of the best: its method, in its space.
+
+    Accuracies of supernets of different spaces are not compared.
+    """
+    group = method_group(experiment, settings["method"])
+    spaces = {space.get("name") for space in candidates(experiment.space) if space}
+    return f"{group} space={settings['space']['name']}" if len(spaces) > 1 else group
 
 
 def method_group(experiment: Experiment, method: Mapping[str, Any]) -> str:

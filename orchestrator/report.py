@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from orchestrator.document import (
     to_html,
     to_markdown,
 )
+from orchestrator.experiment import sweep_word
 from orchestrator.ledger import replace_file
 from orchestrator.oracle_report import OracleView
 from orchestrator.results import (
@@ -47,6 +48,7 @@ from orchestrator.results import (
     tabulate_trainings,
 )
 from orchestrator.statistics import show_time
+from orchestrator.sweep_words import candidates
 
 if TYPE_CHECKING:
     from orchestrator.ledger import Row
@@ -154,13 +156,15 @@ def _state(study: Study) -> list[Block]:
             lines.append(
                 f"{'Searches' if stage == 'search' else 'Retrainings'}: {', '.join(parts)}."
             )
-    experiment = study.experiment.resolved()
-    facts = f"Space {_name(experiment['space'])}, dataset {_name(experiment['dataset'])}."
+    experiment = study.experiment
+    facts = f"Space {_name(experiment.space)}, dataset {_name(experiment.dataset)}."
     return [Paragraph(" ".join([facts, *lines]) if lines else f"{facts} No row has ended yet.")]
 
 
-def _name(settings: Any) -> str:
-    return str(settings["name"]) if isinstance(settings, dict) else str(settings)
+def _name(settings: Mapping[str, Any]) -> str:
+    if sweep_word(settings) is None:
+        return str(settings["name"])
+    return ", ".join(dict.fromkeys(_name(each) for each in candidates(settings)))
 
 
 def _curve(row: Row) -> list[float]:

@@ -266,7 +266,7 @@ class Study:
         holder = self.holder()
         experiment = self.experiment
         metric = experiment.metric_of(experiment.trainable)
-        sign = -1.0 if metric.endswith("loss") else 1.0
+        sign = -1.0 if metric.endswith(("loss", "regret")) else 1.0
         counts: dict[Stage, Counter[str]] = {"search": Counter(), "retrain": Counter()}
         best, best_value = None, None
         rows: Iterable[Row] = self.ledger.iterate()

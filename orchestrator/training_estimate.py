@@ -116,6 +116,11 @@ def _trial(experiment: Experiment, unit: Unit) -> RetrainTrial:
         space=unit.settings["space"],
         dataset=unit.settings["dataset"],
         # As one worker, uncompiled: a compilation takes longer than what is measured here.
-        retrain={**unit.settings["retrain"], "compile": False, "workers": 1},
+        retrain={
+            **unit.settings["retrain"],
+            "compile": False,
+            "workers": 1,
+            "shared_batch_norm": True,
+        },
         device="cuda" if experiment.tune.per_trial.gpus > 0 else "cpu",
     )

@@ -261,7 +261,7 @@ def test_the_driver_counts_then_filters_and_says_so(
     study = study_of(tmp_path, ROWS, f"{{max_params: {counted(MIDDLE).params}}}")
     said: list[str] = []
     ran: list[Unit] = []
-    monkeypatch.setattr(runner._Driver, "_run_list", lambda *given: ran.extend(given[2]))
+    monkeypatch.setattr(runner._Driver, "_run_list", lambda *given: ran.extend(given[2]) or [])
     driver = runner._Driver(study, SimpleNamespace(message=said.append), "nas run")  # type: ignore[arg-type]
     driver.identity = IDENTITY
     with Outbox(study.outbox) as driver.outbox:

@@ -97,6 +97,22 @@ def test_a_grid_of_parts_is_a_choice_of_methods(tmp_path: Path) -> None:
     ] == ["darts", *["darts perturb=sdarts_rs"] * 2]
 
 
+def test_genotypes_of_several_spaces_are_not_compared(tmp_path: Path) -> None:
+    experiment = load(tmp_path, "{grid: [darts, sdarts_rs]}", "space={grid: [nasbench201, darts]}")
+    settings = [configuration.settings for configuration in factors.configurations(experiment)]
+    assert {planning.retrain_group(experiment, each) for each in settings} == {
+        "darts space=nasbench201",
+        "darts space=darts",
+        "sdarts_rs space=nasbench201",
+        "sdarts_rs space=darts",
+    }
+    # Sizes of one space are of one group, and so is the only space.
+    sizes = "space={name: darts, channels: {grid: [4, 8]}}"
+    experiment = load(tmp_path, "darts", sizes)
+    settings = [configuration.settings for configuration in factors.configurations(experiment)]
+    assert {planning.retrain_group(experiment, each) for each in settings} == {"darts"}
+
+
 def test_a_part_that_is_null_is_the_method_without_it(tmp_path: Path) -> None:
     plain = load(tmp_path, "darts")
     for settings in ("alpha_start: null", "genotype_of: null", "perturb: null", "select: null"):
