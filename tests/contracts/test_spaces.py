@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from spaces.core import plugins
 from spaces.core.cost import network_cost
@@ -70,19 +72,34 @@ def test_the_description_of_cells_fits_together(space: Space) -> None:
         assert space.skip_operation in space.parameter_free
 
 
-def test_a_space_has_edges_or_refuses_what_is_made_of_them(space: Space) -> None:
-    structures = (Structure(partial_channels=2), Structure(auxiliary_skip=True))
-    for structure in structures:
-        if space.has_edges:
-            space.build_supernet(1, 4, seed=0, structure=structure)
-            continue
-        with pytest.raises(SpaceError, match="no edges"):
-            space.build_supernet(1, 4, seed=0, structure=structure)
-    if space.has_edges:
-        return
+@pytest.mark.parametrize(
+    ("structure", "skip_scale"),
+    [(Structure(partial_channels=2), None), (Structure(auxiliary_skip=True), 0.5)],
+    ids=["partial", "auxiliary"],
+)
+def test_what_methods_add_to_a_supernet_can_be_built_and_counts(
+    space: Space, structure: Structure, skip_scale: float | None
+) -> None:
+    supernet = space.build_supernet(1, 4, seed=0, structure=structure)
+    op_weights = random_weights(space, 1)
+    halves = {name: torch.full(shape[:1], 0.5) for name, shape in space.alpha_shapes().items()}
+    images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+
+    def logits(**extras: Any) -> Tensor:
+        mixture = Mixture(op_weights, **{"skip_scale": skip_scale} | extras)
+        return supernet(images, mixture, generator=draws())
+
+    plain = logits()
+    changes: list[dict[str, Any]] = [{"edge_weights": halves}, {"offsets": halves}]
+    changes += [{"skip_scale": 2.0}] if skip_scale is not None else []
+    for change in changes:
+        assert not torch.allclose(logits(**change), plain), change
+
+
+def test_what_does_not_fit_a_supernet_is_refused(space: Space) -> None:
     supernet, op_weights = space.build_supernet(1, 4, seed=0), random_weights(space, 1)
-    extras = {"edge_weights": op_weights, "offsets": op_weights, "skip_scale": 1.0}
-    for what, value in (*extras.items(), ("skip_dropout", 0.5)):
+    for what in ("edge_weights", "offsets", "skip_scale"):
+        value = 1.0 if what == "skip_scale" else op_weights
         with pytest.raises(SpaceError, match=what):
             supernet(torch.zeros(4, 1, 8, 8), Mixture(op_weights, **{what: value}))
 
