@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.reference.cells import CellExtras, CellOfEdges, Halve, MixedOp, relu_conv_norm
+from benchmarks.reference.supernets import Residual
 from spaces.core.mixture import PLAIN, Mixture, Structure
-from tests.spaces.reference import Residual
-from tests.spaces.reference_cells import CellExtras, CellOfEdges, Halve, MixedOp, relu_conv_norm
 
 
 class Plain(NamedTuple):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.reference.supernets import copy_weights, matched
 from spaces import custom
 from spaces.core import plugins
 from spaces.core.cell_description import Description
@@ -24,7 +25,6 @@ from spaces.core.space import Space
 from tests.spaces.described_reference import DescribedReference, Placed, Plain
 from tests.spaces.helpers import give_weights, one_hot, space_of
 from tests.spaces.pairs import AUXILIARY, HALF, batch, close, gradient_of, mixture_of, seeded
-from tests.spaces.reference import copy_weights, matched
 
 SKIP, MAX, SEP, DIL, NOR = (
     "skip_connect",

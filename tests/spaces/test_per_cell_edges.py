@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.reference.supernets import DARTS_OPS, copy_weights, matched
 from spaces.core import plugins
 from spaces.core.cost import network_cost
 from spaces.core.errors import PluginSettingsError, SpaceError
@@ -20,7 +21,6 @@ from spaces.core.space import Space
 from tests.spaces.described_reference import DescribedReference, Placed, Plain
 from tests.spaces.helpers import give_weights, one_hot, space_of
 from tests.spaces.pairs import batch, close, gradient_of, mixture_of
-from tests.spaces.reference import DARTS_OPS, copy_weights, matched
 
 MODES = ("top2", "fixed", "all")
 NEAREST = [(0, 2), (1, 2), (1, 3), (2, 3), (2, 4), (3, 4), (3, 5), (4, 5)]
