@@ -28,12 +28,13 @@ def export(
         ),
     ],
     to: Annotated[
-        Literal["torch", "pt2", "onnx"],
+        Literal["torch", "pt2", "onnx"] | None,
         typer.Option(
             "--format",
-            help="torch: weights and genotype; pt2: a program of torch.export; onnx: a graph.",
+            help="torch: weights and genotype; pt2: a program of torch.export; onnx: a graph. "
+            "Where it is not given, what the ending of FILE says, or torch.",
         ),
-    ] = "torch",
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="Default: STUDY-HASH-seedN.SUFFIX."),
@@ -50,13 +51,16 @@ def export(
 
     study, row = exporting.find_run(run, root)
     # Imported late: a wrong name is refused without waiting for torch.
-    from trainables.exporting import SUFFIXES
+    from trainables.exporting import SUFFIXES, Format
 
+    ending = "" if out is None else out.suffix
+    by_ending = {suffix: name for name, suffix in SUFFIXES.items()}
+    chosen: Format = to or by_ending.get(ending, "torch")
     if out is None:
-        out = Path(f"{study.name}-{row.genotype_hash}-seed{row.seed}{SUFFIXES[to]}")
-    done = exporting.export_run((study, row), out, to)
+        out = Path(f"{study.name}-{row.genotype_hash}-seed{row.seed}{SUFFIXES[chosen]}")
+    done = exporting.export_run((study, row), out, chosen)
     if as_json:
-        document = {"file": str(out), "format": to, "bytes": done.size, "study": study.name}
+        document = {"file": str(out), "format": chosen, "bytes": done.size, "study": study.name}
         document |= {"key": row.key, "genotype_hash": row.genotype_hash, "seed": row.seed}
         checked = {"difference": done.difference, "tolerance": done.tolerance}
         display.say_json(document | checked)

@@ -151,6 +151,8 @@ def test_the_command_writes_a_file_and_says_what_is_in_it(
     assert code == 0
     assert re.search(r"^checked  logits differ by 0\.0e\+00; at most", out, re.MULTILINE)
     assert (tmp_path / "deep" / "cell.pt").is_file()
+    code, out, err = nas("export", "tiny", "-o", "cell.pt2", "--json")
+    assert json.loads(out)["format"] == "pt2"
 
 
 def test_the_command_explains_what_it_cannot_find(nas: Nas, study: Study) -> None:  # noqa: F811
