@@ -83,6 +83,12 @@ def test_what_is_saved_is_counted_once_and_without_weights() -> None:
 
     weights = list(layer.parameters())
     assert saved_bytes(forward, weights) == 3 * 8 * 4 * 4
+
+    def squared() -> torch.Tensor:
+        y = layer(x)
+        return y * y  # asks for its result twice
+
+    assert saved_bytes(squared, weights) == 2 * 8 * 4 * 4
     assert saved_bytes(lambda: x.requires_grad_() * layer.weight[0], weights) == x.nbytes
 
 
