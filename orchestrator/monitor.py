@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -73,6 +73,13 @@ class Monitor:
             self.keys.add(key)
             row = self.study.ledger.read(key)
             if row is not None:
+                self._note(row)
+
+    def add_rows(self, rows: Iterable[Row]) -> None:
+        """Take note of rows that the ledger has of configurations which need no more running."""
+        for row in rows:
+            if row.key not in self.keys:
+                self.keys.add(row.key)
                 self._note(row)
 
     def ended(self, unit: Unit) -> bool:

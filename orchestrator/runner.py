@@ -12,10 +12,11 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import costs, exporting, factors, planning, sweep, tracking, training
+from orchestrator import costs, exporting, factors, planning, ray_state, sweep, tracking, training
 from orchestrator.budget import Budget, Spending, write_spending
 from orchestrator.errors import StudyError
 from orchestrator.experiment import ORACLE_METRICS, Experiment, has_sweep
@@ -25,7 +26,9 @@ from orchestrator.notices import notices
 from orchestrator.oracle_metric import OracleMetric, filled
 from orchestrator.outbox import Outbox, row_record, study_end_record, study_record
 from orchestrator.progress import Outcome, Reporter, Stage
-from orchestrator.searchers import BudgetSearcher, Known, ListSearcher, OptunaSearcher, finite
+from orchestrator.ray_state import Remembered
+from orchestrator.restoring import Plan, known_to_tune, plan_list
+from orchestrator.searchers import BudgetSearcher, Known, OptunaSearcher, finite
 from orchestrator.shown_scheduler import ShownScheduler
 from orchestrator.simulated_loop import run_here
 from orchestrator.simulating import DEFAULT_CONCURRENT, SimulatedStudy
@@ -254,9 +257,13 @@ class _Driver:
         wanted = factors.count(experiment, blocks)
         total = wanted * len(experiment.seeds)
         monitor = Monitor(self.study, self.outbox, self.reporter, stage, [], total, self.started)
-        complete = sum(self._is_settled(seeds) for seeds in rows.values())
-        if complete < wanted:
-            known = self._known(rows)
+
+        monitor.add_rows(self.study.rows(stage))
+
+        def plan(remembered: Sequence[Remembered]) -> Plan:
+            known, ended = known_to_tune(
+                self._known(rows), remembered, lambda i: self._ended(rows, i)
+            )
             searcher = OptunaSearcher(
                 blocks,
                 make_unit=make_unit,
@@ -267,8 +274,14 @@ class _Driver:
                 seed=experiment.tune.searcher.seed,
                 known=known,
             )
-            left = wanted - sum(item.value is not None for item in known)
-            self._run_tuner(monitor, searcher, left)
+            running = searcher.running()
+            configs = {trial_id: self._ray_config(unit) for trial_id, unit in running.items()}
+            left = wanted - len(configs) - sum(item.value is not None for item in known)
+            return Plan(searcher, left, {**dict.fromkeys(ended), **configs}, ended)
+
+        complete = sum(self._is_settled(seeds) for seeds in rows.values())
+        if complete < wanted:
+            self._run_tuner(monitor, plan)
             monitor.give_up()
         # What was drawn before counts too; what has not been drawn yet is missing all the same.
         keys = {row.key for row in self.study.rows(stage)} | _keys(made.values())
@@ -288,17 +301,27 @@ class _Driver:
         settled = [row for row in rows if row.status in ENDED or row.status == "stopped"]
         return len(settled) == len(self.experiment.seeds)
 
+    def _ended(self, rows: Mapping[str, Sequence[Row]], config_id: str) -> Known | None:
+        """Return a configuration that has ended in all its seeds, with its value."""
+        seeds = rows.get(config_id, ())
+        if not self._is_settled(seeds):
+            return None
+        first = seeds[0]
+        value = sum(self._value(row) for row in seeds) / len(seeds)
+        stopped = [row.epochs_done for row in seeds if row.status == "stopped"]
+        return Known(first.block, first.params, config_id, value, max(stopped, default=None))
+
     def _known(self, configurations: Mapping[str, Sequence[Row]]) -> list[Known]:
         """Return what the searcher has to know of earlier configurations."""
         tune = self.experiment.tune
         known = []
         for identity, rows in configurations.items():
-            value = None
             # With a scheduler ended ones run through Tune again, to fill its rungs.
-            if self._is_settled(rows) and tune.scheduler is None:
-                values = [self._value(row) for row in rows]
-                value = sum(values) / len(values)
-            known.append(Known(rows[0].block, rows[0].params, identity, value))
+            ended = self._ended(configurations, identity) if tune.scheduler is None else None
+            if ended is not None:
+                known.append(replace(ended, stopped_at=None))
+            else:
+                known.append(Known(rows[0].block, rows[0].params, identity, None))
         return known
 
     def _value(self, row: Row) -> float:
@@ -374,7 +397,12 @@ class _Driver:
                 left_out = self._run_within(budget, monitor, left)
             elif left:
                 todo = list(units) if replay else left
-                self._run_tuner(monitor, ListSearcher(todo, self._ray_config), len(todo))
+                self._run_tuner(
+                    monitor,
+                    lambda remembered, todo=todo: plan_list(  # type: ignore[misc]
+                        todo, self._ray_config, remembered, monitor.ended
+                    ),
+                )
             if not monitor.lost:
                 break
             dropped = _keys(left_out)
@@ -395,10 +423,39 @@ class _Driver:
         if not left or not budget.fits(left[0]):
             return left  # known without starting Ray
         searcher = BudgetSearcher(left, self._ray_config, budget)
-        self._run_tuner(monitor, searcher, len(left))
+        self._run_tuner(monitor, lambda _: Plan(searcher, len(left)))
         return searcher.left_out
 
-    def _run_tuner(self, monitor: Monitor, searcher: Any, count: int) -> None:
+    def _run_tuner(
+        self, monitor: Monitor, make_plan: Callable[[Sequence[Remembered]], Plan]
+    ) -> None:
+        """Run a stage: with the trials that Ray Tune had, where they can be restored, or anew."""
+        adaptive = self.experiment.tune.scheduler is not None
+        swept = monitor.stage == self.experiment.trainable
+        on_ray = self.simulation is None or self.simulation.ray
+        if not (adaptive and swept and on_ray and self._go_on(monitor, make_plan)):
+            self._run_plan(monitor, make_plan(()))
+
+    def _go_on(self, monitor: Monitor, make_plan: Callable[[Sequence[Remembered]], Plan]) -> bool:
+        """Restore what Ray Tune had and run on; return whether that could be done."""
+        folder = self.study.ray / monitor.stage
+        if not (folder / "guard").is_dir():
+            return False
+        plan = make_plan(ray_state.heal(folder))
+        if not plan.configs:
+            self.reporter.message("Ray's state cannot be restored: rebuilding it from the ledger")
+            return False
+        if plan.is_empty:
+            return True
+        self.reporter.message(f"going on with {len(plan.configs)} trials that Ray had")
+        try:
+            self._run_plan(monitor, plan)
+        except ray_state.NotRestoredError as error:
+            self.reporter.message(f"Ray did not restore them ({error}): rebuilding from the ledger")
+            return False
+        return True
+
+    def _run_plan(self, monitor: Monitor, plan: Plan) -> None:
         tune = self.experiment.tune
         searching = monitor.stage == "search"
         swept = monitor.stage == self.experiment.trainable
@@ -409,7 +466,7 @@ class _Driver:
             scheduler = ShownScheduler(scheduler, self.oracle_metric.add)
             on_result = self._with_oracle_metric(monitor)
         if self.simulation is not None and not self.simulation.ray:
-            self._run_here(monitor, searcher, scheduler, on_result, count)
+            self._run_here(monitor, plan.searcher, scheduler, on_result, plan.new)
             return
         resources = self._cluster()
         per_trial = {"cpu": tune.per_trial.cpus, "gpu": tune.per_trial.gpus}
@@ -418,24 +475,29 @@ class _Driver:
         workers = self.experiment.workers if monitor.stage == "retrain" else 1
         fitting = sweep.fits(resources, *(workers * each for each in per_trial.values()))
         compared = swept and self.experiment.held_out
+        concurrent = min(fitting, tune.max_concurrent or fitting)
+        folder = self.study.ray / monitor.stage
+        if plan.configs:
+            ray_state.prepare(folder, plan.configs, plan.ended, new=plan.new, concurrent=concurrent)
         sweep.run_tuner(
             self._trainable(monitor.stage),
-            searcher,
+            plan.searcher,
             scheduler,
             sweep.make_callback(
                 on_result=on_result,
                 on_end=monitor.on_end,
                 on_tick=monitor.on_tick,
             ),
-            folder=self.study.ray / monitor.stage,
-            num_units=count,
-            concurrent=min(fitting, tune.max_concurrent or fitting),
+            folder=folder,
+            num_units=plan.new,
+            concurrent=concurrent,
             per_trial=per_trial,
             metric=tune.metric if compared else "train_accuracy",
             mode=tune.mode if compared else "max",
             max_failures=tune.max_failures,
             time_budget_s=self._time_left(),
             driver_metric=self.oracle_metric is not None and searching,
+            restored=sorted(plan.configs) or None,
         )
         monitor.on_tick(0)
 

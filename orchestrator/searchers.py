@@ -1,7 +1,8 @@
 """Ray Searchers of a study: a list of known configurations, and Optuna by ask and tell.
 
 Neither keeps state of its own on disk. A study is resumed, repaired after a crash and extended in
-one way: both are built anew from the ledger.
+one way: both are built anew from the ledger, also where Ray Tune goes on with the trials that it
+had.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from orchestrator.budget import Budget
+from orchestrator.ray_state import LiveObject
 from orchestrator.units import Unit
 from trainables.worst import worst_value
 
@@ -21,8 +23,8 @@ _OF_AN_EPOCH = ("epoch", "epoch_time_s")
 MakeConfig = Callable[[Unit], dict[str, Any]]
 
 
-class _Stateless(Searcher):
-    """A searcher whose state is the ledger; what Tune saves of it is empty."""
+class _Stateless(LiveObject, Searcher):
+    """A searcher whose state is the ledger; Tune saves nothing of it."""
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the ledger is the state."""
@@ -33,9 +35,8 @@ class _Stateless(Searcher):
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Write nothing: the ledger is the state."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Keep the study and its callbacks out of tuner.pkl."""
-        return {}
+    def restore_from_dir(self, checkpoint_dir: str) -> None:
+        """Read nothing: the ledger is the state."""
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -107,12 +108,16 @@ class Known:
         params: Its sampled values.
         config_id: Its identity.
         value: Mean of the metric over its seeds, or None if it has to run (again).
+        stopped_at: Epochs after which a scheduler stopped it; None if it came to its own end.
+        trial_id: The Ray trial in which it runs already, or None.
     """
 
     block: int
     params: Mapping[str, Any]
     config_id: str
     value: float | None
+    stopped_at: int | None = None
+    trial_id: str | None = None
 
 
 @dataclass
@@ -142,8 +147,8 @@ class OptunaSearcher(_Stateless):
         metric: Key of the result that is optimised.
         mode: "max" or "min".
         seed: Seed of the sampler.
-        known: What the study has met before: finished ones become Optuna trials, the others are
-            asked first.
+        known: What the study has met before: those with a value become Optuna trials, those that
+            run in Ray are asked at once, the others are asked first.
     """
 
     MAX_REPEATS = 100
@@ -188,22 +193,39 @@ class OptunaSearcher(_Stateless):
             self._enter(state, mine)
 
     def _enter(self, state: _BlockState, known: Sequence[Known]) -> None:
+        for item in known:
+            if item.value is not None:
+                self._add(state, item, item.value)
+        running = [item for item in known if item.trial_id is not None]
+        for item in running:
+            state.study.enqueue_trial(dict(item.params))
+            self._ask(state, str(item.trial_id))
+        for item in known:
+            if item.value is None and item not in running:
+                state.study.enqueue_trial(dict(item.params), skip_if_exists=True)
+
+    def _add(self, state: _BlockState, item: Known, value: float) -> None:
         import optuna
 
         distributions = self._factors.distributions(state.block)
-        for item in known:
-            if item.value is None:
-                state.study.enqueue_trial(dict(item.params), skip_if_exists=True)
-                continue
-            state.left -= 1
-            state.values[item.config_id] = item.value
-            state.study.add_trial(
-                optuna.trial.create_trial(
-                    params=dict(item.params),
-                    distributions={name: distributions[name] for name in item.params},
-                    value=item.value,
-                )
+        states = optuna.trial.TrialState
+        epochs = item.stopped_at
+        state.left -= 1
+        if epochs is None:
+            state.values[item.config_id] = value
+        state.study.add_trial(
+            optuna.trial.create_trial(
+                state=states.COMPLETE if epochs is None else states.PRUNED,
+                params=dict(item.params),
+                distributions={name: distributions[name] for name in item.params},
+                value=value,
+                intermediate_values={} if epochs is None else {epochs: value},
             )
+        )
+
+    def running(self) -> dict[str, Unit]:
+        """Return the units that have been asked and not ended, by Ray trial."""
+        return {trial_id: unit for trial_id, (_, _, unit) in self._trials.items()}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Ask the block whose turn it is; no configuration is run twice."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from orchestrator.ray_state import LiveObject
+
 Add = Callable[[dict[str, Any], dict[str, Any]], None]
 
 
-class ShownScheduler(TrialScheduler):
+class ShownScheduler(LiveObject, TrialScheduler):
     """Another scheduler, or none, whose results are completed by the driver first.
 
     Args:
@@ -23,8 +25,22 @@ class ShownScheduler(TrialScheduler):
         self._inner = inner or FIFOScheduler()
         self._add = add
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (FIFOScheduler, ())  # tuner.pkl, which is never read, holds no table
+    @property
+    def stateful(self) -> bool:
+        """Whether it compares trials, and so has a state that a resume goes on with."""
+        return bool(getattr(self._inner, "stateful", False))
+
+    def study_state(self) -> dict[str, Any]:
+        """Pass it on."""
+        return dict(self._inner.study_state())
+
+    def set_study_state(self, state: Mapping[str, Any]) -> None:
+        """Pass it on."""
+        self._inner.set_study_state(state)
+
+    def forget(self, kept: set[str]) -> None:
+        """Pass it on."""
+        self._inner.forget(kept)
 
     @property
     def metric(self) -> Any:

@@ -1,8 +1,9 @@
 """Runs units on Ray Tune: resources, searcher, scheduler, stopping, and what the driver records.
 
-Tune's own snapshots are never read back. Every epoch of every trial is in the study folder before
-Tune hears of it, so a lost, torn or doubled Tune state cannot lose a trial: the next run starts a
-new Tuner, and trials that have epochs already report them again before they go on.
+Every epoch of every trial is in the study folder before Tune hears of it, so a lost, torn or
+doubled Tune state cannot lose a trial: a new Tuner can always be made, and trials that have epochs
+already report them again before they go on. What Tune knew is restored only where a scheduler has
+compared trials (`orchestrator.ray_state`).
 """
 
 from __future__ import annotations
@@ -16,23 +17,29 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import StudyError
+from orchestrator.ray_state import LiveObject, NotRestoredError, make_guard
 from spaces.core import plugins
 
 # Set before ray is imported: none of Tune's per-trial files, no usage statistics, no nagging.
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "60",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+# How often Tune saves what it knows, unless the user says: "auto" takes at most 5 % of the time.
+# State that nobody will read is not worth even that.
+_SAVE_EVERY = "TUNE_GLOBAL_CHECKPOINT_S"
+_SAVE_EVERY_GIVEN = os.environ.get(_SAVE_EVERY)
+_SAVE_SELDOM_S = "600"
 
 _ANSWER_S = 3.0
 
@@ -131,17 +138,17 @@ def fits(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
 
 
 def make_scheduler(settings: Mapping[str, Any], epochs: int) -> Any:
-    """Return the Tune scheduler of `tune.scheduler`, or None.
+    """Return the scheduler of `tune.scheduler`, or None.
 
     Args:
         settings: {"name": "none" | "asha" | "median", ...}.
         epochs: Epochs of a whole search.
     """
-    from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
+    from orchestrator.schedulers import Asha, Median
 
     name = settings.get("name", "none")
     if name == "asha":
-        return ASHAScheduler(
+        return Asha(
             time_attr="training_iteration",
             max_t=int(settings.get("max_epochs") or epochs),
             grace_period=int(settings["grace_epochs"]),
@@ -149,7 +156,7 @@ def make_scheduler(settings: Mapping[str, Any], epochs: int) -> Any:
             stop_last_trials=bool(settings.get("max_epochs")),
         )
     if name == "median":
-        return MedianStoppingRule(
+        return Median(
             time_attr="training_iteration",
             grace_period=float(settings["grace_epochs"]),
             min_samples_required=int(settings["min_trials"]),
@@ -172,6 +179,7 @@ def run_tuner(
     max_failures: int,
     time_budget_s: float | None,
     driver_metric: bool = False,
+    restored: Sequence[str] | None = None,
 ) -> None:
     """Run one stage to its end, or until it is told to stop (SIGINT, SIGTERM, the time budget).
 
@@ -180,7 +188,7 @@ def run_tuner(
         searcher: Gives the units.
         scheduler: Stops them early, or None.
         callback: Records what happens.
-        folder: Where Tune puts its own state, which is thrown away.
+        folder: Where Tune puts its own state.
         num_units: Units at most.
         concurrent: Units side by side.
         per_trial: {"cpu": ..., "gpu": ...} of one unit, or of each of its workers.
@@ -190,19 +198,29 @@ def run_tuner(
         time_budget_s: Seconds after which everything stops; None is no limit.
         driver_metric: Whether the driver adds `metric` to the results, which lack it when they
             come: Ray is then not to miss it.
+        restored: Ids of the trials that are in `folder`, healed and prepared, with which Tune goes
+            on; None starts anew in an empty folder.
+
+    Raises:
+        NotRestoredError: Tune did not come back with just those trials. Nothing has been run.
     """
     if driver_metric:
         os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    stateful = getattr(scheduler, "stateful", False)
+    os.environ[_SAVE_EVERY] = _SAVE_EVERY_GIVEN or ("auto" if stateful else _SAVE_SELDOM_S)
     from ray import tune
 
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    if restored is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    guard = make_guard(folder, scheduler, restored) if stateful else None
+    resourced = tune.with_resources(trainable, functools.partial(_bundles, dict(per_trial)))
     tuner = tune.Tuner(
-        tune.with_resources(trainable, functools.partial(_bundles, dict(per_trial))),
+        resourced,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,
-            num_samples=num_units,
+            num_samples=max(1, num_units),
             max_concurrent_trials=concurrent,
             metric=metric,
             mode=mode,
@@ -213,7 +231,7 @@ def run_tuner(
         run_config=tune.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
-            callbacks=[callback],
+            callbacks=[callback] if guard is None else [callback, guard],
             failure_config=tune.FailureConfig(max_failures=max_failures),
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=0, checkpoint_at_end=False
@@ -226,7 +244,28 @@ def run_tuner(
         contextlib.redirect_stdout(log),
         _terminate_gracefully(),
     ):
-        tuner.fit()
+        if restored is None:
+            tuner.fit()
+        else:
+            _go_on(folder, resourced, guard)
+
+
+def _go_on(folder: Path, trainable: Any, guard: Any) -> None:
+    """Run on from the state in `folder`; its `tuner.pkl` is the one just written.
+
+    Raises:
+        NotRestoredError: Tune did not come back with the trials that `guard` expects.
+    """
+    from ray import tune
+
+    try:
+        tune.Tuner.restore(str(folder), trainable=trainable, resume_unfinished=True).fit()
+    except Exception as error:
+        if guard.checked:
+            raise
+        raise NotRestoredError(f"{type(error).__name__}: {error}") from error
+    if not guard.checked:
+        raise NotRestoredError("it took all of them for ended")
 
 
 def _bundles(per_trial: dict[str, float], config: Mapping[str, Any]) -> Any:
@@ -277,8 +316,8 @@ def make_callback(
     """
     from ray import tune
 
-    class StudyCallback(tune.Callback):
-        """Forwards; it holds nothing that Tune would have to pickle."""
+    class StudyCallback(LiveObject, tune.Callback):
+        """Forwards what Tune tells."""
 
         def __init__(self) -> None:
             self.last_tick = 0.0
@@ -296,12 +335,6 @@ def make_callback(
             if time.monotonic() - self.last_tick >= tick_s:
                 self.last_tick = time.monotonic()
                 on_tick(sum(trial.status == "RUNNING" for trial in trials))
-
-        def __getstate__(self) -> dict[str, Any]:
-            return {"last_tick": 0.0}
-
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (tune.Callback, ())
 
     return StudyCallback()
 

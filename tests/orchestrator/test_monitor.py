@@ -89,3 +89,16 @@ def test_an_end_without_error_is_an_early_stop(monitor: Monitor) -> None:
     assert isinstance(monitor.reporter, Silent)
     assert monitor.reporter.last is not None
     assert (monitor.reporter.last.done, monitor.reporter.last.stopped) == (1, 1)
+
+
+def test_rows_of_before_count_as_done_once(monitor: Monitor, tmp_path: Path) -> None:
+    monitor.on_end(ray_config(), {}, BROKE)
+    rows = list(monitor.study.rows("search"))
+    later = Monitor(monitor.study, monitor.outbox, Silent(), "search", [], 2, 0.0)
+    later.add_rows(rows)
+    later.add_rows(rows)
+    later.on_tick(0)
+    assert isinstance(later.reporter, Silent)
+    assert later.reporter.last is not None
+    assert (later.reporter.last.done, later.reporter.last.failed) == (1, 1)
+    assert later.reporter.last.total == 2

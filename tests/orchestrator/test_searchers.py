@@ -162,3 +162,27 @@ def test_a_discrete_space_that_is_used_up_ends_without_repeats(tmp_path: Path) -
     small.on_trial_complete("a", result(0.1))
     small.on_trial_complete("b", result(0.2))
     assert small.suggest("c") == Searcher.FINISHED
+
+
+def test_what_ray_had_is_running_or_told_as_it_ended(blocks: list[factors.Block]) -> None:
+    states = optuna.trial.TrialState
+    first = searcher(blocks[:1])
+    stopped, running = (first.suggest(name) for name in ("stopped", "running"))
+    known = (
+        Known(0, running["params"], running["id"], None, trial_id="of-ray"),
+        Known(0, stopped["params"], stopped["id"], 0.4, stopped_at=2),
+    )
+    second = searcher(blocks[:1], known)
+    assert {trial_id: plain(unit) for trial_id, unit in second.running().items()} == {
+        "of-ray": running
+    }
+    fresh = second.suggest("fresh")
+    assert fresh["id"] not in {stopped["id"], running["id"]}
+    assert second.suggest("more") == Searcher.FINISHED  # two of the three were there
+    second.on_trial_complete("of-ray", result(0.7))
+    assert set(second.running()) == {"fresh"}
+    pruned, complete, _ = second.studies[0].trials
+    assert (pruned.state, pruned.params) == (states.PRUNED, stopped["params"])
+    assert (pruned.value, pruned.intermediate_values) == (0.4, {2: 0.4})
+    assert (complete.state, complete.value) == (states.COMPLETE, 0.7)
+    assert complete.params == running["params"]
