@@ -34,7 +34,8 @@ quickstart: $(STAMP)
 	  $(BIN)/nas run experiments/quickstart.yaml; \
 	fi
 
-# One worker a core; the tests that start Ray share one worker, since each of them fills the machine.
+# One worker a core. Tests with Ray are two groups, each one after the other: those with a driver of
+# their own ("ray"), and those that share a cluster ("ray-here").
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
 

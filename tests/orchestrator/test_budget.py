@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from orchestrator.report import write_report
 from orchestrator.searchers import BudgetSearcher
 from orchestrator.study import Study
 from orchestrator.units import Unit
-from tests.orchestrator import drive
+from tests.orchestrator import drive, here
 from tests.orchestrator.fake_study import make_study, retrain_row
 from tests.orchestrator.test_promotion import experiment, trained
 
@@ -32,13 +31,7 @@ def unit(genotype: str, seed: int, epochs: int = 10) -> Unit:
 
 UNITS = [unit("a", 0), unit("a", 1), unit("b", 0), unit("b", 1)]
 HOUR = 3600.0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_folder() -> Iterator[None]:
-    """Keep the paths of Ray's sockets short."""
-    with drive.short_ray_folder():
-        yield
+ONE_AT_A_TIME = "tune: {max_concurrent: 1}\n"  # a worker takes longer to start than to train
 
 
 def spent(budget: Budget, key: str, epochs: int, seconds: float) -> None:
@@ -163,26 +156,28 @@ def test_the_report_and_the_status_say_what_was_left_out(tmp_path: Path) -> None
     assert "left out for" not in write_report(study).markdown.read_text()
 
 
-@pytest.mark.xdist_group("ray")
-def test_a_bigger_budget_runs_what_was_left_out(tmp_path: Path) -> None:
-    file = drive.write_experiment(tmp_path, "b", epochs=1)
+@pytest.mark.xdist_group("ray-here")
+def test_a_bigger_budget_runs_what_was_left_out(tmp_path: Path, nas_here: here.Nas) -> None:
+    file = drive.write_experiment(tmp_path, "b", epochs=1, more=here.ON_RAY + ONE_AT_A_TIME)
     plan = "retrain: {epochs: 2, seeds: [0, 1, 2], per: study, budget_hours: 1.0e-6, "
     file.write_text(file.read_text().replace("retrain: {epochs: 2, ", plan))
-    log = tmp_path / "nas.log"
-    assert drive.finish(drive.nas("run", file, root=tmp_path), tmp_path) == 0, log.read_text()
+    code, said = nas_here("run", file, root=tmp_path)
+    assert code == 0, said
     study = Study.open("b", tmp_path)
     # Nothing was measured before the first one, and there is room for no other.
     first = study.rows("retrain")
     assert [(row.seed, row.status) for row in first] == [(0, "finished")]
-    assert "2 retrainings were left out for retrain.budget_hours 1e-06" in log.read_text()
-    assert "nas resume b" in log.read_text()
+    assert "2 retrainings were left out for retrain.budget_hours 1e-06" in said
+    assert "nas resume b" in said
     assert study_state(study)["state"] == "complete"
-    assert drive.finish(drive.nas("resume", "b", root=tmp_path), tmp_path) == 0, log.read_text()
+    code, said = nas_here("resume", "b", root=tmp_path)
+    assert code == 0, said
     assert len(study.rows("retrain")) == 1
     stored = study.experiment_file.read_text()
     assert "budget_hours: 1.0e-06" in stored
     study.experiment_file.write_text(stored.replace("budget_hours: 1.0e-06", "budget_hours: 9.0"))
-    assert drive.finish(drive.nas("resume", "b", root=tmp_path), tmp_path) == 0, log.read_text()
+    code, said = nas_here("resume", "b", root=tmp_path)
+    assert code == 0, said
     rows = study.rows("retrain")
     assert sorted(row.seed for row in rows) == [0, 1, 2]
     assert {row.genotype_hash for row in rows} == {first[0].genotype_hash}

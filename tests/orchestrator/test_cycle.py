@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.orchestrator import drive
+from tests.orchestrator import drive, here
 
 EXPERIMENT = """
 name: cycle
@@ -18,28 +17,25 @@ space:
     - {{name: darts, channels: 4, cells: 3}}
     - {{name: nasbench1shot1_1, channels: 4, cells: 3}}
     - {{name: darts_per_cell, channels: 4, cells: 3}}
-dataset: {{name: parquet, train: {folder}/train.parquet, test: {folder}/test.parquet, limit: 192}}
+dataset: {{name: parquet, train: {folder}/train.parquet, test: {folder}/test.parquet, limit: 96}}
 seeds: [0]
 method: sdarts_rs
-search: {{epochs: 1, batch_size: 32}}
-retrain: {{epochs: 1, batch_size: 64, channels: 4, cells: 3, auxiliary_weight: 0.0}}
+search: {{epochs: 1, batch_size: 16}}
+retrain: {{epochs: 1, batch_size: 32, channels: 4, cells: 3, auxiliary_weight: 0.0}}
+tune: {{max_concurrent: 1}}
+ray: {{address: auto}}
 """
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = pytest.mark.xdist_group("ray-here")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray_folder() -> Iterator[None]:
-    """Keep the paths of Ray's sockets short."""
-    with drive.short_ray_folder():
-        yield
-
-
-def test_search_promotion_retraining_and_report(shared_data: Path, tmp_path: Path) -> None:
+def test_search_promotion_retraining_and_report(
+    shared_data: Path, tmp_path: Path, nas_here: here.Nas
+) -> None:
     file = tmp_path / "cycle.yaml"
     file.write_text(EXPERIMENT.format(folder=shared_data / "cifar10-small"))
-    process = drive.nas("run", file, root=tmp_path)
-    assert drive.finish(process, tmp_path) == 0, (tmp_path / "nas.log").read_text()[-4000:]
+    code, said = nas_here("run", file, root=tmp_path)
+    assert code == 0, said
     rows = drive.rows(tmp_path / "cycle")
     searched = {row["space"]: row for row in rows if row["stage"] == "search"}
     retrained = {row["space"]: row for row in rows if row["stage"] == "retrain"}

@@ -20,7 +20,7 @@ from orchestrator.oracle_metric import OracleMetric, filled
 from orchestrator.report import write_report
 from orchestrator.study import Study
 from orchestrator.tracking_drain import Drain
-from tests.orchestrator import drive
+from tests.orchestrator import here
 from tests.orchestrator.fake_study import make_study, search_row
 from tests.orchestrator.memory_store import MemoryStore
 from tests.orchestrator.test_oracle import form
@@ -250,14 +250,13 @@ def test_a_resume_runs_nothing_again(led: dict[str, Study]) -> None:
     assert sorted(path.name for path in (study.path / "ledger").iterdir()) == before
 
 
-@pytest.mark.xdist_group("ray")
-def test_ray_is_shown_the_metric_too(table: Path, tmp_path: Path) -> None:
+@pytest.mark.xdist_group("ray-here")
+def test_ray_is_shown_the_metric_too(table: Path, tmp_path: Path, nas_here: here.Nas) -> None:
     load(table, tmp_path)
-    settings = [word for override in REGRET for word in ("--set", override)]
-    settings += ["--set", "tune.max_concurrent=1", "--set", "seeds=[0]"]
-    with drive.short_ray_folder():
-        process = drive.nas("simulate", tmp_path / "led.yaml", *settings, root=tmp_path)
-        assert drive.finish(process, tmp_path) == 0, (tmp_path / "nas.log").read_text()[-4000:]
+    overrides = (*REGRET, "tune.max_concurrent=1", "seeds=[0]", "ray.address=auto")
+    settings = [word for override in overrides for word in ("--set", override)]
+    code, said = nas_here("simulate", tmp_path / "led.yaml", *settings, root=tmp_path)
+    assert code == 0, said
     study = Study.open("led-simulated", tmp_path)
     rows = study.rows("search")
     assert len(rows) == 20
@@ -265,7 +264,7 @@ def test_ray_is_shown_the_metric_too(table: Path, tmp_path: Path) -> None:
     (retrained,) = study.rows("retrain")
     assert convolutions(retrained) == max(last(study, "finished"))
     # One trial after the other is the same on Ray as without: searcher and scheduler were told so.
-    alone = run(table, tmp_path / "alone", *settings[1::2])
+    alone = run(table, tmp_path / "alone", *overrides)
     assert {row.key: (row.status, row.epochs_done) for row in alone.rows()} == {
         row.key: (row.status, row.epochs_done) for row in study.rows()
     }

@@ -1,9 +1,8 @@
-"""Whole sweeps through the command line and Ray: blocks, schedulers, failures, plug-ins."""
+"""Whole sweeps through the command and Ray: blocks, schedulers, failures, plug-ins."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from orchestrator import sweep
 from orchestrator.errors import StudyError
 from orchestrator.study import Study
-from tests.orchestrator import drive
+from tests.orchestrator import drive, here
 from trainables.search import TIME_FIELDS, SearchTrial
 
 ADAPTIVE = """
@@ -27,10 +26,11 @@ tune:
   num_samples: 3
   searcher: optuna
   scheduler: {name: asha, grace_epochs: 1, reduction_factor: 2}
+ray: {address: auto}
 """
 
-# One after the other, also where tests run side by side: each run of Ray fills the machine.
-pytestmark = pytest.mark.xdist_group("ray")
+# One after the other: they share a cluster.
+pytestmark = pytest.mark.xdist_group("ray-here")
 
 BROKEN = '''"""DARTS that fails for seed 1 once its second epoch begins."""
 
@@ -59,28 +59,18 @@ def build(config):
 '''
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray_folder() -> Iterator[None]:
-    """Keep the paths of Ray's sockets short."""
-    with drive.short_ray_folder():
-        yield
-
-
-def log(root: Path) -> str:
-    return (root / "nas.log").read_text(errors="replace")[-4000:]
-
-
 def timeless(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ignore = {*TIME_FIELDS, "ended"}
     return [{k: v for k, v in entry.items() if k not in ignore} for entry in curve]
 
 
 def test_optuna_and_asha_decide_on_configurations_and_a_resume_runs_nothing(
-    tmp_path: Path,
+    tmp_path: Path, nas_here: here.Nas
 ) -> None:
     file = tmp_path / "adaptive.yaml"
     file.write_text(ADAPTIVE)
-    assert drive.finish(drive.nas("run", file, root=tmp_path), tmp_path) == 0, log(tmp_path)
+    code, said = nas_here("run", file, root=tmp_path)
+    assert code == 0, said
     study = Study.open("adaptive", tmp_path)
     rows = study.rows("search")
     by_configuration: dict[str, list[Any]] = {}
@@ -109,22 +99,24 @@ def test_optuna_and_asha_decide_on_configurations_and_a_resume_runs_nothing(
     alone.run()
     assert timeless(row.curve) == timeless(alone.curve)
     before = drive.results(study.path)
-    assert drive.finish(drive.nas("resume", "adaptive", root=tmp_path), tmp_path) == 0
+    assert nas_here("resume", "adaptive", root=tmp_path)[0] == 0
     assert drive.results(study.path) == before
 
 
-def test_a_failed_search_stays_in_the_table_and_a_resume_runs_it_again(tmp_path: Path) -> None:
+def test_a_failed_search_stays_in_the_table_and_a_resume_runs_it_again(
+    tmp_path: Path, nas_here: here.Nas
+) -> None:
     folder = tmp_path / "mine" / "methods"
     folder.mkdir(parents=True)
     plugin = folder / "broken.py"
     plugin.write_text(BROKEN)
     file = tmp_path / "b.yaml"
     text = drive.TINY.format(name="b", epochs=2).replace("{name: sdarts_rs}", "{name: broken}")
-    file.write_text(text.replace("seeds: [0, 1]", "seeds: [0]") + "tune: {max_failures: 0}\n")
+    more = "tune: {max_failures: 0, max_concurrent: 1}\n"
+    file.write_text(text.replace("seeds: [0, 1]", "seeds: [0]") + more + here.ON_RAY)
     drive.without_retraining(file)
-    plugins = ("--plugins", tmp_path / "mine")
-    process = drive.nas(*plugins, "run", file, root=tmp_path)
-    assert drive.finish(process, tmp_path) == 1, log(tmp_path)
+    code, said = nas_here("--plugins", tmp_path / "mine", "run", file, root=tmp_path)
+    assert code == 1, said
     rows = {row["method"]: row for row in drive.rows(tmp_path / "b") if row["stage"] == "search"}
     assert rows["darts"]["status"] == "finished"
     broken = rows["broken"]
@@ -134,19 +126,25 @@ def test_a_failed_search_stays_in_the_table_and_a_resume_runs_it_again(tmp_path:
     assert "the plug-in broke on purpose" in report
     # The study carries its plug-ins: a resume needs neither the option nor the folder.
     plugin.unlink()
-    assert drive.finish(drive.nas("resume", "b", root=tmp_path), tmp_path) == 1, log(tmp_path)
+    # Workers get them on a cluster, as before, and on a Ray of the driver's own.
+    stored = tmp_path / "b" / "experiment.yaml"
+    stored.write_text(stored.read_text().replace("address: auto", "address: local"))
+    code, said = nas_here("resume", "b", root=tmp_path)
+    assert code == 1, said
     again = Study.open("b", tmp_path).ledger.read(broken["key"])
     assert again is not None
     assert again.status == "failed"
     assert again.ended is not None
     assert again.ended > broken["ended"]
+    assert "the plug-in broke on purpose" in str(again.error)
 
 
-def test_a_time_limit_stops_the_study_resumably(tmp_path: Path) -> None:
-    more = "max_hours: 0.0001\n"
+def test_a_time_limit_stops_the_study_resumably(tmp_path: Path, nas_here: here.Nas) -> None:
+    more = "max_hours: 0.0001\ntune: {max_concurrent: 1}\n" + here.ON_RAY
     file = drive.write_experiment(tmp_path, "late", epochs=200, more=more)
-    assert drive.finish(drive.nas("run", file, root=tmp_path), tmp_path) == 130, log(tmp_path)
-    assert "nas resume late" in log(tmp_path)
+    code, said = nas_here("run", file, root=tmp_path)
+    assert code == 130, said
+    assert "nas resume late" in said
     assert drive.rows(tmp_path / "late") == []
     progress = json.loads((tmp_path / "late" / "progress.json").read_text())
     assert progress["total"] == 4
@@ -159,10 +157,10 @@ def test_trials_that_fit_nowhere_are_refused_with_the_numbers() -> None:
         sweep.fits({"CPU": 2.0}, 1.0, 1.0)
 
 
-def test_an_address_where_no_cluster_answers_is_refused(tmp_path: Path) -> None:
+def test_an_address_where_no_cluster_answers_is_refused(tmp_path: Path, nas_here: here.Nas) -> None:
     more = "ray: {address: '127.0.0.1:9'}\n"
     file = drive.write_experiment(tmp_path, "far", more=more)
-    assert drive.finish(drive.nas("run", file, root=tmp_path), tmp_path) == 2, log(tmp_path)
-    assert "ray.address" in log(tmp_path)
-    assert "Traceback" not in log(tmp_path)
+    code, said = nas_here("run", file, root=tmp_path)
+    assert code == 2
+    assert "\nray.address: no Ray cluster answers at '127.0.0.1:9'" in said
     assert not (tmp_path / "far").exists()

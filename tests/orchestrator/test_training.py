@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from orchestrator.study import Study
 from orchestrator.tracking_notes import Outcome, study_note
 from orchestrator.tracking_runs import study_totals
 from spaces.core.text import parse
-from tests.orchestrator import drive
+from tests.orchestrator import drive, here
 from tests.orchestrator.fake_study import CELL, retrain_row
 from trainables.ray_trial import RetrainTrainable
 from trainables.retrain import RetrainTrial
@@ -56,13 +55,6 @@ retrain:
 """
 BOTH = f'genotype={{grid: ["{FIRST}", "{SECOND}"]}}'
 IDENTITY = planning.Identity({"name": "digits", "digest": "d"}, None, None, {})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_folder() -> Iterator[None]:
-    """Keep the paths of Ray's sockets short."""
-    with drive.short_ray_folder():
-        yield
 
 
 def load(tmp_path: Path, *overrides: str, text: str = YAML) -> Experiment:
@@ -347,16 +339,16 @@ def test_the_report_of_a_folder(tmp_path: Path) -> None:
     assert best.value("val_accuracy") == 0.9
 
 
-@pytest.mark.xdist_group("ray")
-def test_optuna_and_asha_never_see_the_test_split(tmp_path: Path) -> None:
+@pytest.mark.xdist_group("ray-here")
+def test_optuna_and_asha_never_see_the_test_split(tmp_path: Path, nas_here: here.Nas) -> None:
     file = tmp_path / "tuned.yaml"
     text = YAML.replace("{grid: [0.05, 0.2]}", "{loguniform: [0.001, 0.5]}")
     file.write_text(
         f"{text}tune: {{num_samples: 4, searcher: optuna, scheduler: {{name: asha, "
-        "grace_epochs: 1, reduction_factor: 2}}\nkeep: best_1\n"
+        f"grace_epochs: 1, reduction_factor: 2}}, max_concurrent: 1}}\nkeep: best_1\n{here.ON_RAY}"
     )
-    log = tmp_path / "nas.log"
-    assert drive.finish(drive.nas("run", file, root=tmp_path), tmp_path) == 0, log.read_text()
+    code, said = nas_here("run", file, root=tmp_path)
+    assert code == 0, said
     study = Study.open("tuned", tmp_path)
     rows = study.rows()
     assert {row.stage for row in rows} == {"retrain"}
@@ -381,31 +373,42 @@ def test_optuna_and_asha_never_see_the_test_split(tmp_path: Path) -> None:
     best = max(finished, key=lambda row: row.value("val_accuracy") or 0.0)
     assert [row.value("val_accuracy") for row in kept] == [best.value("val_accuracy")]
     before = drive.results(study.path)
-    assert drive.finish(drive.nas("resume", "tuned", root=tmp_path), tmp_path) == 0
+    assert nas_here("resume", "tuned", root=tmp_path)[0] == 0
     assert drive.results(study.path) == before
 
 
-@pytest.mark.xdist_group("ray")
-def test_a_killed_sweep_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+@pytest.mark.xdist_group("ray-here")
+def test_a_sweep_that_was_cut_off_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, nas_here: here.Nas
+) -> None:
     file = tmp_path / "tuned.yaml"
-    file.write_text(YAML.replace("epochs: 4", "epochs: 12").replace("seeds: [0, 1]", "seeds: [3]"))
-    process = drive.nas("run", file, root=tmp_path)
+    text = YAML.replace("epochs: 4", "epochs: 12").replace("seeds: [0, 1]", "seeds: [3]")
+    file.write_text(f"{text}tune: {{max_concurrent: 1}}\n{here.ON_RAY}")
     checkpoints = tmp_path / "tuned" / "checkpoints"
 
-    def begun() -> bool:
-        rows = [json.loads(path.read_text()) for path in checkpoints.glob("*/row.json")]
-        return any(row["epochs_done"] >= 2 for row in rows)
+    begun: dict[str, list[dict[str, Any]]] = {}
 
-    drive.wait_for(begun, tmp_path)
-    drive.kill_group(process)
+    def cut_off() -> None:
+        for path in checkpoints.glob("*/row.json"):
+            row = json.loads(path.read_text())
+            if row["epochs_done"] >= 2:
+                begun[row["key"]] = row["curve"]
+                raise KeyboardInterrupt
+
+    code, said = nas_here("run", file, root=tmp_path, watch=cut_off)
+    assert code == 130, said
     study = Study.open("tuned", tmp_path)
     state = study_state(study)
     assert state["state"] == "incomplete"
     assert state["retrain"].get("interrupted")
-    log = tmp_path / "nas.log"
-    assert drive.finish(drive.nas("resume", "tuned", root=tmp_path), tmp_path) == 0, log.read_text()
+    code, said = nas_here("resume", "tuned", root=tmp_path)
+    assert code == 0, said
     rows = study.rows()
     assert [row.status for row in rows] == ["finished", "finished"]
+    curves = {row.key: row.curve for row in rows}
+    # Epochs that were done are not run again: their times stay too.
+    assert begun
+    assert all(curves[key][: len(curve)] == curve for key, curve in begun.items())
     ignore = {*TIME_FIELDS, "ended"}
     for row in rows:
         alone = RetrainTrial(

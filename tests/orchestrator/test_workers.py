@@ -17,18 +17,18 @@ from orchestrator.errors import ConfigError
 from orchestrator.study import Study
 from orchestrator.sweep import _bundles
 from spaces.core.text import parse
-from tests.orchestrator import drive
+from tests.orchestrator import here
 from tests.orchestrator.fake_study import CELL, YAML
 from trainables.ray_trial import RetrainTrainable
 from trainables.retrain import RetrainTrial
 
-SETTINGS = "precision: float64, epochs: 12, channels: 2, cells: 1, batch_size: 64"
+SETTINGS = "precision: float64, epochs: 6, channels: 2, cells: 1, batch_size: 128"
 TWO = YAML.replace("epochs: 2, batch_size: 32, channels: 4, cells: 1", f"{SETTINGS}, workers: 2")
 GENOTYPE = CELL.format("nor_conv_3x3")
 
 
 def followers(driver: psutil.Process) -> list[int]:
-    """Return the processes of a driver in which the other workers run."""
+    """Return the processes below a driver in which the other workers run."""
     found = []
     for child in driver.children(recursive=True):
         try:
@@ -40,24 +40,26 @@ def followers(driver: psutil.Process) -> list[int]:
     return found
 
 
-@pytest.mark.xdist_group("ray")
-def test_a_killed_worker_costs_an_epoch_and_two_train_as_one(tmp_path: Path) -> None:
-    (tmp_path / "two.yaml").write_text(TWO + "ray: {cpus: 2}\n")
+@pytest.mark.xdist_group("ray-here")
+def test_a_killed_worker_costs_an_epoch_and_two_train_as_one(
+    tmp_path: Path, nas_here: here.Nas
+) -> None:
+    (tmp_path / "two.yaml").write_text(TWO + here.ON_RAY)
+    killed: list[int] = []
+
+    def kill_once() -> None:
+        if not killed and list(tmp_path.glob("two/checkpoints/*/state.pt")):
+            killed.extend(followers(psutil.Process()))
+            os.kill(killed[0], signal.SIGKILL)
+
     words = ("retrain", GENOTYPE, "--like", tmp_path / "two.yaml", "--name", "two")
-    with drive.short_ray_folder():
-        process = drive.nas(*words, root=tmp_path)
-        try:
-            drive.wait_for(lambda: list(tmp_path.glob("two/checkpoints/*/state.pt")), tmp_path, 400)
-            (worker,) = drive.wait_for(lambda: followers(psutil.Process(process.pid)), tmp_path)
-            os.kill(worker, signal.SIGKILL)
-            assert drive.finish(process, tmp_path, 400) == 0
-        finally:
-            if process.poll() is None:
-                drive.kill_group(process)
+    code, said = nas_here(*words, root=tmp_path, watch=kill_once)
+    assert code == 0, said
+    assert len(killed) == 1
     study = Study.open("two", tmp_path)
     (row,) = study.rows("retrain")
     assert row.status == "finished"
-    assert [entry["epoch"] for entry in row.curve] == list(range(1, 13))
+    assert [entry["epoch"] for entry in row.curve] == list(range(1, 7))
     (read,) = study.test_reads.read_text().splitlines()
     assert json.loads(read)["key"] == row.key
     # Both workers' cores count.

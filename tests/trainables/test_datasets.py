@@ -7,6 +7,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,20 @@ def test_digits_use_the_whole_range_of_uint8():
     images = digits.load(digits.Config(), "train").images
     assert (int(images.min()), int(images.max())) == (0, 255)
     assert len(images.unique()) == 17
+
+
+def test_digits_are_read_without_scikit_learn_wherever_its_file_lies(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    code = (
+        "import sys; from trainables.datasets import digits; "
+        "print(digits.digest(digits.Config()), 'sklearn' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [digits.digest(digits.Config()), "False"]
+    found = digits._table()
+    monkeypatch.setattr(Path, "is_file", lambda path: False)
+    assert np.array_equal(found, digits._table())
 
 
 # --- cifar10 ------------------------------------------------------------------------------------
