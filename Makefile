@@ -34,10 +34,9 @@ quickstart: $(STAMP)
 	  $(BIN)/nas run experiments/quickstart.yaml; \
 	fi
 
-# One worker a core. Tests with Ray are two groups, each one after the other: those with a driver of
-# their own ("ray"), and those that share a cluster ("ray-here").
+# One worker a core; the tests of a file share its studies, so they run on one worker.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -156,7 +156,6 @@ def test_the_report_and_the_status_say_what_was_left_out(tmp_path: Path) -> None
     assert "left out for" not in write_report(study).markdown.read_text()
 
 
-@pytest.mark.xdist_group("ray-here")
 def test_a_bigger_budget_runs_what_was_left_out(tmp_path: Path, nas_here: here.Nas) -> None:
     file = drive.write_experiment(tmp_path, "b", epochs=1, more=here.ON_RAY + ONE_AT_A_TIME)
     plan = "retrain: {epochs: 2, seeds: [0, 1, 2], per: study, budget_hours: 1.0e-6, "

@@ -20,7 +20,6 @@ from tests.orchestrator import drive
 from trainables.search import TIME_FIELDS, SearchTrial
 
 # One after the other, also where tests run side by side: each run of Ray fills the machine.
-pytestmark = pytest.mark.xdist_group("ray")
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from tests.orchestrator import drive, here
 
 EXPERIMENT = """
@@ -25,8 +23,6 @@ retrain: {{epochs: 1, batch_size: 32, channels: 4, cells: 3, auxiliary_weight: 0
 tune: {{max_concurrent: 1}}
 ray: {{address: auto}}
 """
-
-pytestmark = pytest.mark.xdist_group("ray-here")
 
 
 def test_search_promotion_retraining_and_report(

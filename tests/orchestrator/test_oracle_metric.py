@@ -250,7 +250,6 @@ def test_a_resume_runs_nothing_again(led: dict[str, Study]) -> None:
     assert sorted(path.name for path in (study.path / "ledger").iterdir()) == before
 
 
-@pytest.mark.xdist_group("ray-here")
 def test_ray_is_shown_the_metric_too(table: Path, tmp_path: Path, nas_here: here.Nas) -> None:
     load(table, tmp_path)
     overrides = (*REGRET, "tune.max_concurrent=1", "seeds=[0]", "ray.address=auto")

@@ -393,7 +393,6 @@ def resume(study: Path) -> str:
     return log
 
 
-@pytest.mark.xdist_group("ray")
 def test_a_killed_sweep_goes_on_with_what_ray_knew_or_is_rebuilt(
     tmp_path: Path, killed: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,7 +422,6 @@ def test_a_killed_sweep_goes_on_with_what_ray_knew_or_is_rebuilt(
     assert outcomes(copy) == expected
 
 
-@pytest.mark.xdist_group("ray")
 def test_a_killed_optuna_sweep_with_the_median_rule_goes_on(
     killed: Callable[[str, str], Path],
 ) -> None:

@@ -560,7 +560,6 @@ def marked_runs(store: Path) -> int:
             return 0
 
 
-@pytest.mark.xdist_group("ray-here")
 def test_a_simulation_that_was_cut_off_is_resumed_on_ray_and_sent_to_mlflow(
     table: Path, tmp_path: Path, nas_here: here.Nas, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,6 @@ ray: {address: auto}
 """
 
 # One after the other: they share a cluster.
-pytestmark = pytest.mark.xdist_group("ray-here")
 
 BROKEN = '''"""DARTS that fails for seed 1 once its second epoch begins."""
 

@@ -339,7 +339,6 @@ def test_the_report_of_a_folder(tmp_path: Path) -> None:
     assert best.value("val_accuracy") == 0.9
 
 
-@pytest.mark.xdist_group("ray-here")
 def test_optuna_and_asha_never_see_the_test_split(tmp_path: Path, nas_here: here.Nas) -> None:
     file = tmp_path / "tuned.yaml"
     text = YAML.replace("{grid: [0.05, 0.2]}", "{loguniform: [0.001, 0.5]}")
@@ -377,7 +376,6 @@ def test_optuna_and_asha_never_see_the_test_split(tmp_path: Path, nas_here: here
     assert drive.results(study.path) == before
 
 
-@pytest.mark.xdist_group("ray-here")
 def test_a_sweep_that_was_cut_off_goes_on_as_if_it_had_not_been(
     tmp_path: Path, nas_here: here.Nas
 ) -> None:

@@ -40,7 +40,6 @@ def followers(driver: psutil.Process) -> list[int]:
     return found
 
 
-@pytest.mark.xdist_group("ray-here")
 def test_a_killed_worker_costs_an_epoch_and_two_train_as_one(
     tmp_path: Path, nas_here: here.Nas
 ) -> None:
