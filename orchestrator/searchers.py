@@ -21,7 +21,7 @@ _OF_AN_EPOCH = ("epoch", "epoch_time_s")
 MakeConfig = Callable[[Unit], dict[str, Any]]
 
 
-class _Stateless(Searcher):
+class StatelessSearcher(Searcher):
     """A searcher whose state is the ledger; what Tune saves of it is empty."""
 
     def save(self, checkpoint_path: str) -> None:
@@ -43,7 +43,7 @@ class _Stateless(Searcher):
         """Take note of nothing."""
 
 
-class ListSearcher(_Stateless):
+class ListSearcher(StatelessSearcher):
     """Runs a fixed list of units in order (searchers `grid` and `random`, and retraining)."""
 
     def __init__(self, units: Sequence[Unit], config: MakeConfig) -> None:
@@ -126,7 +126,7 @@ class _BlockState:
     running: dict[str, str] = field(default_factory=dict)
 
 
-class OptunaSearcher(_Stateless):
+class OptunaSearcher(StatelessSearcher):
     """One `optuna.Study` per grid block, asked in turn, so that each block gets the same budget.
 
     Differs from Ray's OptunaSearch: the space is conditional, by suggest calls; a configuration
