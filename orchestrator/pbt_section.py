@@ -60,9 +60,9 @@ def check_alone(
     if experiment.trainable == "search":
         problems.add(
             _AT,
-            f"{_AT} pbt is for retrainings (trainable: retrain). A search that copied another would "
-            "copy its alphas too, so that a genotype would be found under no one setting; and "
-            "supernets are not compared by what their genotypes are worth. Use asha or median.",
+            f"{_AT} pbt is for retrainings (trainable: retrain). A search that copied another "
+            "would copy its alphas too, so that its genotype would be the other's, and supernets "
+            "are not compared by what their genotypes are worth. Use asha or median.",
         )
         return
     tune = given.get("tune") or {}

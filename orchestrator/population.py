@@ -73,7 +73,8 @@ class Rules:
     def mutated(self) -> tuple[str, ...]:
         """Names of the settings that a copy changes."""
         every = tuple(setting(dimension) for dimension in self.dimensions)
-        return every if self.pbt.mutations is None else self.pbt.mutations
+        named = self.pbt.mutations
+        return every if named is None else tuple(name for name in every if name in named)
 
     def next_parts(self, generation: Generation, index: int) -> tuple[Part, ...] | None:
         """Return what the members do in the generation after `generation`.

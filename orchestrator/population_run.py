@@ -53,9 +53,7 @@ class PopulationSearcher(StatelessSearcher):
         self._running[trial_id] = population
         return self._config(unit)
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
+    def on_trial_complete(self, trial_id: str, *_: Any, **__: Any) -> None:
         """Look whether a generation has ended; what counts is what the study folder holds."""
         population = self._running.pop(trial_id, None)
         if population is not None and population.advance():
@@ -126,9 +124,7 @@ def train(
 
 def _waits(population: Population, monitor: Monitor) -> bool:
     """Return whether a population has ended, or lacks nothing but what was lost or has failed."""
-    return all(
-        monitor.is_lost(unit) or _has_failed(unit, monitor) for unit in population.units()
-    )
+    return all(monitor.is_lost(unit) or _has_failed(unit, monitor) for unit in population.units())
 
 
 def _has_failed(unit: Unit, monitor: Monitor) -> bool:

@@ -1,4 +1,4 @@
-"""The populations of a study in its folder: what each still has to run, and what it decides next."""
+"""The populations of a study in its folder: what each has to run, and what it decides next."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
