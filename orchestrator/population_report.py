@@ -13,6 +13,7 @@ from orchestrator.population import lineage
 from orchestrator.population_file import Snapshot, snapshots
 from orchestrator.results import Result, training_result
 from orchestrator.statistics import METHOD, MIN_SEEDS
+from orchestrator.sweep_words import canonical
 
 if TYPE_CHECKING:
     from orchestrator.ledger import Row
@@ -57,12 +58,14 @@ def ended(rows: Sequence[Row], metric: str) -> list[Ended]:
         rows: Rows of the ledger.
         metric: Value of the validation split that members are compared by.
     """
-    groups: dict[tuple[int, int], list[Row]] = {}
+    groups: dict[tuple[int, int, str], list[Row]] = {}
     for row in rows:
         if "pbt" in row.settings:
-            groups.setdefault((row.block, row.seed), []).append(row)
+            # A study whose experiment was changed has rows of other populations too.
+            rules = {**row.settings["pbt"], "member": None, "retrain": row.settings["retrain"]}
+            groups.setdefault((row.block, row.seed, canonical(rules)), []).append(row)
     found = []
-    for (_, seed), group in sorted(groups.items()):
+    for (_, seed, _), group in sorted(groups.items()):
         members = tuple(sorted(group, key=member_of))
         statuses = {row.status for row in members}
         whole = len(members) == members[0].settings["pbt"]["population"]

@@ -14,13 +14,12 @@ import jsonschema
 import pytest
 from ray.tune.search import Searcher
 
-from orchestrator import ledger, planning, population_file, population_run
+from orchestrator import cleaning, ledger, planning, population_file, population_run
 from orchestrator.commands_study import study_state
 from orchestrator.config import check_data, check_methods, dump, load_experiment, load_resolved
 from orchestrator.errors import ConfigError
 from orchestrator.estimate import estimate
 from orchestrator.experiment import Experiment
-from orchestrator.ledger import Row
 from orchestrator.outbox import Outbox
 from orchestrator.population import lineage
 from orchestrator.population_file import FOLDER, read_snapshot, state_name
@@ -425,12 +424,14 @@ def test_a_kill_before_any_write_loses_nothing(
         (state, "save_state"), (retrain, "save_state"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
-    for kills in range(100):
+    kills = 0
+    for _ in range(100):
         left = writes
         try:
             train(study)
             break
         except KilledError:
+            kills += 1
             # Every state that a member may go on from is there whole.
             for path in study.checkpoints.glob("*/generation-*.pt"):
                 load_state(path)
@@ -491,6 +492,25 @@ def test_a_lost_snapshot_begins_anew_and_a_lost_row_goes_on(
     assert not list(study.checkpoints.glob("*/*"))
 
 
+def test_cleaning_keeps_what_others_go_on_from(tmp_path: Path, fewer_digits: None) -> None:
+    study = make_study(tmp_path)
+    plan = only_plan(study)
+
+    def stop(unit: dict[str, Any]) -> bool:
+        if unit["generation"]["index"] == 2 and unit["generation"]["pbt"]["member"] == 3:
+            raise KilledError
+        return False
+
+    with pytest.raises(KilledError):
+        train(study, stop)
+    assert len(study.rows()) == 3  # the last generation lacks one
+    cleaning.clean(study)
+    assert all((study.checkpoints / key / state_name(1)).is_file() for key in plan.keys)
+    train(study)
+    assert len(study.rows()) == 4
+    assert not list(study.checkpoints.glob(f"*/{state_name('*')}"))
+
+
 def test_a_damaged_state_is_put_aside_and_the_generation_runs_again(
     tmp_path: Path, fewer_digits: None
 ) -> None:
@@ -549,7 +569,7 @@ def test_the_report_has_a_line_per_block_and_the_schedule_of_the_best(
             assert line.test_accuracies[seed] == rows[best.key].value("test_accuracy")
     table = json.loads(report.table.read_text())["populations"]
     assert [(each["label"], each["seed"]) for each in table] == sorted(
-        ((plan.block.label, plan.seed) for plan in found)
+        (plan.block.label, plan.seed) for plan in found
     )
     for each in table:
         (plan,) = (p for p in found if (p.block.label, p.seed) == (each["label"], each["seed"]))
@@ -569,7 +589,9 @@ def test_the_report_has_a_line_per_block_and_the_schedule_of_the_best(
 @pytest.mark.xdist_group("ray")
 def test_a_killed_study_goes_on_from_its_snapshot(tmp_path: Path) -> None:
     file = tmp_path / "many.yaml"
-    file.write_text(YAML.replace("batch_size: 32", "batch_size: 256"))
+    file.write_text(
+        YAML.replace("batch_size: 32", "batch_size: 256").replace("epochs: 5", "epochs: 4")
+    )
     log = tmp_path / "nas.log"
     with drive.short_ray_folder():
         process = drive.nas("run", file, root=tmp_path)
@@ -583,7 +605,7 @@ def test_a_killed_study_goes_on_from_its_snapshot(tmp_path: Path) -> None:
         drive.kill_group(process)
         study = Study.open("many", tmp_path)
         assert study_state(study)["state"] == "incomplete"
-        assert "epoch 2 of 5" in study_state(study)["populations"][0]
+        assert "epoch 2 of 4" in study_state(study)["populations"][0]
         assert drive.finish(drive.nas("resume", "many", root=tmp_path), tmp_path) == 0, (
             log.read_text()
         )
@@ -610,4 +632,4 @@ def test_a_killed_study_goes_on_from_its_snapshot(tmp_path: Path) -> None:
         ).fetchone()
         params = store.execute("select count(*) from params where key = 'lr'").fetchone()
     assert sorted(runs) == sorted((key, "FINISHED") for key in rows)
-    assert (points, params) == ((20,), (0,))
+    assert (points, params) == ((16,), (0,))

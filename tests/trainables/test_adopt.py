@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -30,13 +29,12 @@ OTHER: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def fewer_digits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fewer_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use 150 digits of each split."""
     original = digits.load
     monkeypatch.setattr(
         digits, "load", lambda config, split: small_digits(original(config, split), 150)
     )
-    yield
 
 
 def trial(**changes: Any) -> RetrainTrial:
