@@ -36,6 +36,7 @@ from tests.trainables.test_retrain import small_digits
 from trainables import retrain, state
 from trainables.datasets import digits
 from trainables.search import TIME_FIELDS
+from trainables.settings import CHANGEABLE
 from trainables.state import load_state
 
 YAML = f"""
@@ -249,12 +250,14 @@ def test_the_study_keeps_what_the_file_meant(tmp_path: Path) -> None:
     assert validator.is_valid(json.loads(json.dumps(experiment.resolved())))
 
 
-@pytest.mark.parametrize("document", ["docs/retraining.md"])
-def test_the_documented_example_is_one(tmp_path: Path, document: str) -> None:
-    docs = (Path(__file__).resolve().parents[2] / document).read_text(encoding="utf-8")
-    texts = re.findall(r"```yaml\n(name: .*?)```", docs, re.DOTALL)
-    (text,) = (text for text in texts if "name: pbt" in text)
-    assert load(tmp_path, text=text).tune.pbt is not None
+def test_the_documented_example_is_one(tmp_path: Path) -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs" / "pbt.md"
+    (text,) = re.findall(r"```yaml\n(name: .*?)```", docs.read_text(encoding="utf-8"), re.DOTALL)
+    experiment = load(tmp_path, text=text)
+    assert experiment.tune.pbt is not None
+    named = re.findall(r"`(\w+)`", docs.read_text(encoding="utf-8").partition("may be drawn:")[2])
+    assert tuple(named[: len(CHANGEABLE)]) == CHANGEABLE
+    assert len(plans(experiment, IDENTITY)) == 3
 
 
 @pytest.mark.parametrize(
