@@ -374,6 +374,7 @@ def first_generation(study: Study) -> tuple[Plan, Population]:
 
     with pytest.raises(KilledError):
         train(study, stop)
+    assert study.rows() == []  # a generation's end is the end of no row
     return only_plan(study), Population(study, only_plan(study))
 
 
