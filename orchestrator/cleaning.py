@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import StudyError
+from orchestrator.population_file import FOLDER, state_name
 from orchestrator.study import Study
 
 # A row with one of these is never continued; a stopped or failed one may be, from its checkpoint.
@@ -47,7 +48,10 @@ def removable(study: Study) -> Removal:
     for row in study.ledger.iterate():
         folder = study.checkpoints / row.key
         if row.status in _FINAL and folder.is_dir():
-            paths += [path for path in sorted(folder.iterdir()) if path.name != _KEPT]
+            # Others of its population may still go on from a member's state; the driver knows when
+            # they do not, and removes it.
+            kept = {_KEPT, *(path.name for path in folder.glob(state_name("*")))}
+            paths += [path for path in sorted(folder.iterdir()) if path.name not in kept]
     # Ray's state is never read back: a resumed study rebuilds its trials from the folder.
     if study.ray.is_dir():
         paths.append(study.ray)
@@ -78,7 +82,8 @@ def clean(study: Study) -> Removal:
 
 
 def _leftovers(study: Study) -> Iterable[Path]:
-    for pattern in ("ledger/.*", "checkpoints/*/.*", "outbox/.*", "report/.*", ".*"):
+    folders = ("ledger", "checkpoints/*", FOLDER, "outbox", "report", ".")
+    for pattern in (f"{folder}/.*" for folder in folders):
         for path in sorted(study.path.glob(pattern)):
             if path.is_file() and _LEFTOVER.fullmatch(path.name):
                 yield path

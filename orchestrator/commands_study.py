@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator import display, notices, results
+from orchestrator import display, notices, population_report, results
 from orchestrator.budget import read_spending
 from orchestrator.commands_run import (
     DEFAULT_ROOT,
@@ -25,6 +25,7 @@ from orchestrator.commands_run import (
     show_results,
 )
 from orchestrator.errors import StudyError
+from orchestrator.population_file import snapshots
 from orchestrator.statistics import show_bytes, show_time
 
 if TYPE_CHECKING:
@@ -116,10 +117,22 @@ def study_state(study: Study) -> dict[str, Any]:
         "best_label": None if best is None else results.row_label(best),
         "best_seed": None if best is None else best.seed,
         "holder": None if summary.holder is None else dataclasses.asdict(summary.holder),
+        "populations": _populations(study),
         "left_out": 0 if spending is None else len(spending.left_out),
         "progress": progress if summary.holder is not None else None,
         "resume": resume_command(study.name, study.root) if state == "incomplete" else None,
     }
+
+
+def _populations(study: Study) -> list[str]:
+    """Return a line on each population of a study; often none."""
+    if study.experiment.tune.pbt is None:
+        return []
+    metric = study.experiment.tune.metric
+    return [
+        f"{each.label} seed {each.seed}: {population_report.standing(each, metric)}"
+        for each in snapshots(study.path)
+    ]
 
 
 def _state(state: dict[str, Any]) -> str:
@@ -153,6 +166,8 @@ def _show_state(state: dict[str, Any]) -> None:
         "retrainings": _counts(state["retrain"]),
         "best": _best(state),
     }
+    for index, line in enumerate(state["populations"]):
+        lines["populations" if index == 0 else " " * index] = line
     if state["left_out"]:
         lines["left out"] = f"{state['left_out']} retrainings, for retrain.budget_hours"
     holder, progress = state["holder"], state["progress"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator import factors
-from orchestrator.experiment import ORACLE_METRICS, Asha, Experiment, Median
+from orchestrator import factors, pbt_section
+from orchestrator.experiment import ORACLE_METRICS, Asha, Experiment, Median, Pbt
 from orchestrator.problems import Problems
 from orchestrator.sweep_words import candidates, canonical
 
@@ -31,6 +31,9 @@ def check(experiment: Experiment, given: Mapping[str, Any], problems: Problems) 
         _scheduler_epochs(experiment, problems)
     if not problems.under("tune", "seeds"):
         _seeds_per_trial(experiment, given, problems)
+    pbt = experiment.tune.pbt
+    if pbt is not None and not problems.under("tune"):
+        pbt_section.check_alone(experiment, pbt, given, problems)
     if problems.under("method", "genotype", "space", experiment.trainable):
         return
     combinations = factors.count_blocks(experiment)
@@ -43,7 +46,9 @@ def check(experiment: Experiment, given: Mapping[str, Any], problems: Problems) 
         return
     blocks = factors.blocks(experiment)
     _same_blocks(blocks, problems)
-    if not problems.under("tune"):
+    if pbt is not None and not problems.under("tune"):
+        pbt_section.check_drawn(blocks, pbt, problems)
+    elif not problems.under("tune"):
         _samples(experiment, blocks, given, problems)
     if not problems.under("tune", "seeds", "retrain", "keep", "method"):
         _counts(experiment, blocks, problems)
@@ -82,7 +87,7 @@ def _oracle_metric(experiment: Experiment, problems: Problems) -> None:
 
 def _scheduler_epochs(experiment: Experiment, problems: Problems) -> None:
     scheduler = experiment.tune.scheduler
-    if scheduler is None:
+    if scheduler is None or isinstance(scheduler, Pbt):
         return
     epochs = min(candidates(experiment.swept["epochs"]))
     whole = f"{experiment.trainable}.epochs"

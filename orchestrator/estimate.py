@@ -349,7 +349,8 @@ def notes_of(experiment: Experiment) -> list[str]:
     notes = [
         "time: from steps measured on this machine, with allowances for start-up and shared cores"
     ]
-    if experiment.tune.scheduler is not None:
+    pbt = experiment.tune.pbt
+    if experiment.tune.scheduler is not None and pbt is None:
         stopped = "searches" if experiment.trainable == "search" else "retrainings"
         notes.append(f"the scheduler {experiment.tune.scheduler.name} may stop {stopped} earlier")
     if experiment.tune.searcher.name == "optuna":

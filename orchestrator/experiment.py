@@ -66,6 +66,28 @@ class Median(Record):
     min_trials: int = 3
 
 
+class Pbt(Record):
+    """Population-based training: bad members copy good ones, and train on with other settings.
+
+    Attributes:
+        population: Members of each population; each grid block has one for each seed.
+        every: Epochs of a generation, after which members copy others.
+        quantile: Share of the members that copy, the worst, and of those copied from, the best.
+        resample: Probability that a setting of a copy is drawn anew; else it is moved a little.
+        mutations: Settings of `retrain` that a copy changes; None is all that are drawn.
+
+    Source:
+        Jaderberg et al., Population Based Training of Neural Networks, 2017, arXiv 1711.09846.
+    """
+
+    name: Literal["pbt"] = "pbt"
+    population: int
+    every: int
+    quantile: float = 0.25
+    resample: float = 0.25
+    mutations: tuple[str, ...] | None = None
+
+
 class PerTrial(Record):
     """What one Ray trial occupies.
 
@@ -86,7 +108,7 @@ class Tune(Record):
         mode: Direction of `metric`.
         num_samples: Configurations drawn in each grid block that has something to draw.
         searcher: How they are drawn.
-        scheduler: What stops searches early, or None.
+        scheduler: What stops searches early, or lets retrainings learn from each other, or None.
         per_trial: Resources of one Ray trial.
         seeds_per_trial: Seeds that one Ray trial runs in lock-step; "all" or a number.
         max_concurrent: Most Ray trials at a time; None is what the resources allow.
@@ -99,12 +121,22 @@ class Tune(Record):
     mode: Literal["max", "min"] = "max"
     num_samples: int = 1
     searcher: Searcher = Searcher()
-    scheduler: Asha | Median | None = None
+    scheduler: Asha | Median | Pbt | None = None
     per_trial: PerTrial = PerTrial()
     seeds_per_trial: Literal["all"] | int = 1
     max_concurrent: int | None = None
     max_failures: int = 2
     allow_oracle_metric: bool = False
+
+    @property
+    def pbt(self) -> Pbt | None:
+        """The scheduler where that is population-based training, else None."""
+        return self.scheduler if isinstance(self.scheduler, Pbt) else None
+
+    @property
+    def samples(self) -> int:
+        """Configurations drawn in a grid block: those that a population begins with, too."""
+        return self.num_samples if self.pbt is None else self.pbt.population
 
 
 class RaySettings(Record):
@@ -302,8 +334,12 @@ class Experiment(Record):
 
     @property
     def adaptive(self) -> bool:
-        """Whether results decide what runs next, so that seeds have to run in lock-step."""
-        return self.tune.searcher.name == "optuna" or self.tune.scheduler is not None
+        """Whether results decide what runs next, so that seeds have to run in lock-step.
+
+        Population-based training is not meant: each seed has a population of its own.
+        """
+        tune = self.tune
+        return tune.searcher.name == "optuna" or isinstance(tune.scheduler, Asha | Median)
 
     @property
     def seed_blocks(self) -> tuple[tuple[int, ...], ...]:
@@ -337,6 +373,8 @@ class Experiment(Record):
             del document["tune"]["searcher"]["seed"]
         if self.tune.scheduler is None:
             document["tune"]["scheduler"] = "none"
+        if self.tune.pbt is not None:
+            del document["tune"]["num_samples"]
         retrain = None
         if self.retrain is not None:
             retrain = self.retrain.given()

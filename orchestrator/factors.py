@@ -130,7 +130,7 @@ def size(block: Block) -> int | None:
 
 def count(experiment: Experiment, of: Sequence[Block] | None = None) -> int:
     """Return the number of configurations; each runs once per seed."""
-    samples = experiment.tune.num_samples
+    samples = experiment.tune.samples
     sizes = [size(block) for block in (blocks(experiment) if of is None else of)]
     return sum(samples if most is None else min(samples, most) for most in sizes)
 
@@ -176,19 +176,21 @@ def sample(block: Block, rng: np.random.Generator) -> Configuration:
         if not holds(dimension, params):
             continue
         name = int.from_bytes(hashlib.sha256(dimension.name.encode()).digest()[:8], "little")
-        own = np.random.default_rng([number, name])
-        if dimension.kind == "choice":
-            params[dimension.name] = dimension.texts[int(own.integers(len(dimension.args)))]
-            continue
-        low, high = dimension.args
-        if dimension.kind == "randint":
-            params[dimension.name] = int(own.integers(low, high))
-        elif dimension.kind == "uniform":
-            params[dimension.name] = float(own.uniform(low, high))
-        else:
-            drawn = math.exp(float(own.uniform(math.log(low), math.log(high))))
-            params[dimension.name] = min(max(drawn, low), high)  # exp and log round
+        params[dimension.name] = draw(dimension, np.random.default_rng([number, name]))
     return configuration(block, params)
+
+
+def draw(dimension: Dimension, rng: np.random.Generator) -> Any:
+    """Draw the value of a dimension, as `Configuration.params` holds it."""
+    if dimension.kind == "choice":
+        return dimension.texts[int(rng.integers(len(dimension.args)))]
+    low, high = dimension.args
+    if dimension.kind == "randint":
+        return int(rng.integers(low, high))
+    if dimension.kind == "uniform":
+        return float(rng.uniform(low, high))
+    drawn = math.exp(float(rng.uniform(math.log(low), math.log(high))))
+    return min(max(drawn, low), high)  # exp and log round
 
 
 def suggest(block: Block, trial: optuna.trial.Trial) -> Configuration:

@@ -64,6 +64,8 @@ class Row:
         landscape: Loss and accuracy around the final alphas, where measured.
         evaluation: Of a search, `params` and `macs` of its genotype's evaluation network and the
             size of that network; None where they have not been counted.
+        history: Of a member of a population, the settings that change while it trains: mappings of
+            `epoch`, the first one with them, `settings` and `copied_from`, a member or None.
         format: Format of the file.
     """
 
@@ -96,6 +98,7 @@ class Row:
     selections: dict[str, Any] = field(default_factory=dict)
     landscape: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
     format: int = ROW_FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -105,6 +108,8 @@ class Row:
         place in that list. They are most of a row and change rarely.
         """
         form = {f.name: getattr(self, f.name) for f in fields(self)}
+        if not self.history:
+            del form["history"]  # so that rows of other studies are what they were before
         places: dict[str, int] = {}
         genotypes: list[Any] = []
         curve = []
@@ -156,7 +161,7 @@ class Row:
             "label": str, "block": int, "seed": int, "epochs_done": int, "epochs_total": int,
             "settings": dict, "params": dict, "selections": dict, "cost": dict,
             "landscape": (dict, type(None)), "evaluation": (dict, type(None)),
-            "environment": dict, "curve": list,
+            "environment": dict, "curve": list, "history": list,
             "genotype": (dict, type(None)), "stop": (dict, type(None)), "format": int,
             "started": (int, float), "ended": (int, float, type(None)),
             "genotype_hash": (str, type(None)), "genotype_epoch": (int, type(None)),
@@ -169,8 +174,9 @@ class Row:
             raise ValueError(f"stage {self.stage!r} or status {self.status!r} is not known")
         if self.genotype_epoch is not None and not 1 <= self.genotype_epoch <= len(self.curve):
             raise ValueError(f"genotype_epoch {self.genotype_epoch} is not in its curve")
-        if not all(isinstance(entry, dict) for entry in self.curve):
-            raise ValueError("every entry of curve must be a mapping")
+        for name in ("curve", "history"):
+            if not all(isinstance(entry, dict) for entry in getattr(self, name)):
+                raise ValueError(f"every entry of {name} must be a mapping")
 
     @property
     def simulated(self) -> bool:

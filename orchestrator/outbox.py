@@ -43,11 +43,16 @@ EPOCH_METRICS: dict[Stage, tuple[str, ...]] = {
 }
 
 
+SETTINGS = "settings/"
+"""Beginning of the names of an entry's values that are settings which change while a row trains."""
+
+
 def epoch_metrics(stage: Stage, entry: Mapping[str, Any]) -> dict[str, float]:
     """Return what of a curve's entry MLflow gets, under MLflow's names; finite numbers only."""
+    changing = [name for name in entry if name.startswith(SETTINGS)]
     return {
         f"{stage}/{name}": float(entry[name])
-        for name in EPOCH_METRICS[stage]
+        for name in (*EPOCH_METRICS[stage], *changing)
         if isinstance(entry.get(name), int | float) and math.isfinite(entry[name])
     }
 

@@ -18,6 +18,7 @@ from orchestrator import (
     oracle_metric,
     oracle_report,
     plots,
+    population_report,
 )
 from orchestrator.budget import read_spending
 from orchestrator.cost_report import CostView
@@ -86,13 +87,10 @@ class Report:
 def write_report(study: Study) -> Report:
     """Write the report of what a study's folder holds now, finished or not."""
     rows = oracle_metric.filled(study, study.rows())
-    retrain = study.experiment.retrain
-    by = retrain.by if retrain else "val_accuracy"
-    given, limits = retrain.given() if retrain else None, study.experiment.limits
-    stage = study.experiment.trainable
+    stage, tune = study.experiment.trainable, study.experiment.tune
     swept = stage == "retrain"
-    results = tabulate_trainings(rows) if swept else tabulate(rows, given, by, limits)
-    costs = cost_report.view(counting(rows, given), limits)
+    results, sentences = _table(study, rows)
+    costs = cost_report.view(_counted(study, rows), study.experiment.limits)
     truth = oracle_report.view(rows, *oracle.of_study(study))
     spending = read_spending(study.path)
     folder = study.report
@@ -105,9 +103,9 @@ def write_report(study: Study) -> Report:
         *_state(study),
         Heading("Results"),
         Grid(columns(results), [result.cells() for result in results], NUMERIC),
-        Paragraph(" ".join(caption(results, by, simulated=study.simulated))),
+        Paragraph(" ".join(sentences)),
         *([Paragraph(str(spending))] if spending is not None else []),
-        *_curve_blocks([row for row in rows if row.stage == stage], results, folder),
+        *_compared_blocks(study, [row for row in rows if row.stage == stage], results, folder),
         *oracle_report.blocks(truth, folder),
         *cost_report.blocks(costs, folder),
         *_diagnosis_blocks(rows, folder),
@@ -133,10 +131,34 @@ def write_report(study: Study) -> Report:
     table = {**head, **report.to_json()}
     if spending is not None:
         table["budget"] = asdict(spending)
+    if tune.pbt is not None:
+        table["populations"] = population_report.to_json(rows, tune.metric)
     replace_file(report.table, json.dumps(table, indent=2, allow_nan=False).encode())
     replace_file(report.html, to_html(blocks, title).encode())
     replace_file(report.markdown, to_markdown(blocks, folder).encode())
     return report
+
+
+def _table(study: Study, rows: Sequence[Row]) -> tuple[list[Result], list[str]]:
+    """Return the lines of the table of results, and the sentences below it."""
+    experiment, retrain = study.experiment, study.experiment.retrain
+    if experiment.tune.pbt is not None:
+        return population_report.tabulate(rows, experiment.tune.metric), population_report.caption()
+    by = retrain.by if retrain else "val_accuracy"
+    if experiment.trainable == "retrain":
+        results = tabulate_trainings(rows)
+    else:
+        given = retrain.given() if retrain else None
+        results = tabulate(rows, given, by, experiment.limits)
+    return results, caption(results, by, simulated=study.simulated)
+
+
+def _counted(study: Study, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows whose networks are compared by what they cost."""
+    tune, retrain = study.experiment.tune, study.experiment.retrain
+    if tune.pbt is not None:
+        return population_report.best_rows(rows, tune.metric)
+    return counting(rows, retrain.given() if retrain else None)
 
 
 def _as_simulated(block: Block) -> Block:
@@ -194,6 +216,15 @@ def _curve_blocks(rows: Sequence[Row], results: Sequence[Result], folder: Path) 
     if len(searched) > len(shown):
         text += f"; the first {len(shown)} lines of the table"
     return [Heading("Curves"), Picture(path, text + ".")]
+
+
+def _compared_blocks(
+    study: Study, rows: Sequence[Row], results: Sequence[Result], folder: Path
+) -> list[Block]:
+    tune = study.experiment.tune
+    if tune.pbt is None:
+        return _curve_blocks(rows, results, folder)
+    return population_report.blocks(rows, tune.metric, study.path, folder)
 
 
 def _diagnosis_blocks(rows: Sequence[Row], folder: Path) -> list[Block]:

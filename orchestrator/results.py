@@ -255,13 +255,20 @@ def tabulate_trainings(rows: Sequence[Row]) -> list[Result]:
     accuracy where each has two seeds or more; test accuracy never sorts them where there is any.
     """
     groups = by_label([row for row in rows if row.stage == "retrain"])
-    results = [_training(label, group) for label, group in groups.items()]
+    results = [training_result(label, group) for label, group in groups.items()]
     if all(result.test.n > 1 for result in results):
         results.sort(key=lambda result: -(result.accuracy.mean or result.test.mean or 0.0))
     return results
 
 
-def _training(label: str, group: Sequence[Row]) -> Result:
+def training_result(label: str, group: Sequence[Row], time_s: float | None = None) -> Result:
+    """Return the line of retrainings that are compared, one row a seed.
+
+    Args:
+        label: What tells it from other lines.
+        group: Its rows.
+        time_s: Its time; None is the mean of the finished rows.
+    """
     finished = [row for row in group if row.status == "finished"]
     vals, tests = (
         {row.seed: value for row in finished if (value := row.value(metric)) is not None}
@@ -279,7 +286,7 @@ def _training(label: str, group: Sequence[Row]) -> Result:
         test=summarize(list(tests.values())),
         genotype_hash=group[0].genotype_hash,
         genotype=group[0].genotype,
-        search_s=sum(times) / len(times) if times else None,
+        search_s=(sum(times) / len(times) if times else None) if time_s is None else time_s,
         params=cost.get("params"),
         macs=cost.get("macs"),
         searched=False,

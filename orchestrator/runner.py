@@ -16,15 +16,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import costs, exporting, factors, planning, ray_state, sweep, tracking, training
+from orchestrator import (
+    costs,
+    exporting,
+    factors,
+    planning,
+    population_run,
+    population_units,
+    ray_state,
+    sweep,
+    tracking,
+    training,
+)
 from orchestrator.budget import Budget, Spending, write_spending
 from orchestrator.errors import StudyError
 from orchestrator.experiment import ORACLE_METRICS, Experiment, has_sweep
+from orchestrator.kept_actors import KeptActors
 from orchestrator.ledger import Row
 from orchestrator.monitor import Monitor
 from orchestrator.notices import notices
 from orchestrator.oracle_metric import OracleMetric, filled
 from orchestrator.outbox import Outbox, row_record, study_end_record, study_record
+from orchestrator.population_trial import PopulationRetrain
 from orchestrator.progress import Outcome, Reporter, Stage
 from orchestrator.ray_state import Remembered
 from orchestrator.restoring import Plan, known_to_tune, plan_list
@@ -225,6 +238,8 @@ class _Driver:
     def _sweep(self, stage: Stage) -> set[str]:
         """Run the configurations that the study compares: searches, or retrainings."""
         experiment = self.experiment
+        if experiment.tune.pbt is not None:
+            return self._train_populations(stage)
         if experiment.tune.searcher.name == "optuna":
             return self._sweep_optuna(stage)
         configurations = planning.known_configurations(experiment)
@@ -239,6 +254,23 @@ class _Driver:
         if self.experiment.training is not None:
             make = training.training_units
         return self._as_simulated(make(self.experiment, configurations, self.identity, labels))
+
+    def _train_populations(self, stage: Stage) -> set[str]:
+        plans = population_units.plans(self.experiment, self.identity)
+        populations = [population_units.Population(self.study, plan) for plan in plans]
+        units = [unit for plan in plans for unit in plan.units()]
+        monitor = population_run.PopulationMonitor(
+            self.study, self.outbox, self.reporter, stage, units, len(units), self.started
+        )
+        population_run.train(
+            populations,
+            monitor,
+            config=self._ray_config,
+            run=lambda searcher, count: self._run_plan(monitor, Plan(searcher, count)),
+            told=self.reporter.message,
+            max_failures=self.experiment.tune.max_failures,
+        )
+        return _keys(units)
 
     def _sweep_optuna(self, stage: Stage) -> set[str]:
         experiment = self.experiment
@@ -461,6 +493,8 @@ class _Driver:
         swept = monitor.stage == self.experiment.trainable
         settings = tune.scheduler.model_dump() if tune.scheduler and swept else {}
         scheduler = sweep.make_scheduler(settings, planning.longest_epochs(self.experiment))
+        if swept and tune.pbt is not None:
+            scheduler = KeptActors()
         on_result: OnResult = monitor.on_result
         if self.oracle_metric is not None and searching:
             scheduler = ShownScheduler(scheduler, self.oracle_metric.add)
@@ -534,6 +568,8 @@ class _Driver:
     def _trainable(self, stage: Stage) -> type:
         if self.simulation is not None:
             return self.simulation.trainables[stage]
+        if self.experiment.tune.pbt is not None:
+            return PopulationRetrain
         return StudySearch if stage == "search" else StudyRetrain
 
     def _cluster(self) -> Mapping[str, float]:

@@ -21,6 +21,7 @@ from orchestrator.experiment import (
     Limits,
     Median,
     MlflowSettings,
+    Pbt,
     PerTrial,
     RaySettings,
     Retrain,
@@ -101,7 +102,7 @@ def write_schema(path: str | Path) -> None:
 def _tune() -> Schema:
     schema = _record(Tune)
     searchers = list(typing.get_args(specs_of(Searcher)["name"].hint))
-    schedulers = [_named(Asha, "asha"), _named(Median, "median")]
+    schedulers = [_named(Asha, "asha"), _named(Median, "median"), _named(Pbt, "pbt")]
     about = _attributes(Tune)
     schema["properties"] |= {
         "searcher": {

@@ -23,7 +23,7 @@ _OF_AN_EPOCH = ("epoch", "epoch_time_s")
 MakeConfig = Callable[[Unit], dict[str, Any]]
 
 
-class _Stateless(LiveObject, Searcher):
+class StatelessSearcher(LiveObject, Searcher):
     """A searcher whose state is the ledger; Tune saves nothing of it."""
 
     def save(self, checkpoint_path: str) -> None:
@@ -44,7 +44,7 @@ class _Stateless(LiveObject, Searcher):
         """Take note of nothing."""
 
 
-class ListSearcher(_Stateless):
+class ListSearcher(StatelessSearcher):
     """Runs a fixed list of units in order (searchers `grid` and `random`, and retraining)."""
 
     def __init__(self, units: Sequence[Unit], config: MakeConfig) -> None:
@@ -131,7 +131,7 @@ class _BlockState:
     running: dict[str, str] = field(default_factory=dict)
 
 
-class OptunaSearcher(_Stateless):
+class OptunaSearcher(StatelessSearcher):
     """One `optuna.Study` per grid block, asked in turn, so that each block gets the same budget.
 
     Differs from Ray's OptunaSearch: the space is conditional, by suggest calls; a configuration

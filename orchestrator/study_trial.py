@@ -97,7 +97,7 @@ class Recording(BlockTrainable):
         from trainables.errors import StateError
 
         trial = self.make(seed)
-        state = self._folder(seed) / "state.pt"
+        state = self.state_file(seed)
         if state.is_file():
             try:
                 trial.load_state(state)
@@ -117,10 +117,18 @@ class Recording(BlockTrainable):
             self.trials[seed] = self._out_of_memory(seed, trial, error)
             return
         entry["ended"] = time.time()
-        trial.save_state(self._folder(seed) / "state.pt")  # type: ignore[attr-defined]
+        self.note(entry)
+        trial.save_state(self.state_file(seed))  # type: ignore[attr-defined]
         self._write(seed, trial, "running")
         if trial.finished or trial.diverged:
             self._end(seed, trial)
+
+    def note(self, entry: dict[str, Any]) -> None:
+        """Add to the entry of an epoch what the trial itself does not know."""
+
+    def state_file(self, seed: int) -> Path:
+        """Return the file with the state of a seed."""
+        return self._folder(seed) / "state.pt"
 
     def _key(self, seed: int) -> str:
         return str(self.unit["rows"][str(seed)])

@@ -156,7 +156,8 @@ def write_artifacts(folder: Path, row: Row) -> None:
     The genotype of a simulated row is not drawn.
     """
     form = row.to_json()
-    curves = {name: form[name] for name in ("key", "curve", "genotypes")}
+    names = ("key", "curve", "genotypes", "history")
+    curves = {name: form[name] for name in names if name in form}
     (folder / "curves.json").write_text(json.dumps(curves))
     if row.landscape is not None:
         (folder / "landscape.json").write_text(json.dumps(row.landscape))

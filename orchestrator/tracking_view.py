@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # MLflow's own limits: longer values are cut by it, with a warning.
 _PARAM_LENGTH, _TAG_LENGTH = 6000, 5000
 # An earlier section keeps the plain name of a setting that a later one has too.
-_SECTIONS = ("search", "retrain", "space", "method", "selection", "diagnostics")
+_SECTIONS = ("search", "retrain", "space", "method", "selection", "diagnostics", "pbt")
 _RUN_STATUS = {
     "running": "KILLED",  # a partial row whose driver is gone
     "finished": "FINISHED",

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from orchestrator import estimate as of_searches
 from orchestrator import factors, planning, sweep
 from orchestrator.experiment import Experiment
+from orchestrator.pbt_section import number_copied
+from orchestrator.population_units import plans
 from orchestrator.progress import Estimate, TrialPlan
 from orchestrator.training import training_units
 
@@ -39,12 +41,9 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
     resources = of_searches.resources_of(experiment)
     concurrent = sweep.fits(resources, per_trial.cpus, per_trial.gpus)
     concurrent = min(concurrent, experiment.tune.max_concurrent or concurrent)
-    configurations = of_searches.configurations_of(experiment)
-    identity = planning.identity(experiment, plugins_digest=planning.plugins_digest())
-    labels = factors.label(configurations)
-    units = training_units(experiment, configurations, identity, labels)
+    units = _units(experiment)
     study = of_searches.existing(experiment.name, root)
-    plans = [
+    trials = [
         TrialPlan(
             unit.label, seed, unit.config_id, study is not None and study.ledger.has_finished(key)
         )
@@ -52,7 +51,7 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         for seed, key in unit.rows.items()
     ]
     seconds, sizes, notes = _measure(experiment, units)
-    new = {(plan.label, plan.seed) for plan in plans if not plan.cached}
+    new = {(plan.label, plan.seed) for plan in trials if not plan.cached}
     training_s = sum(
         seconds[unit.label] * unit.epochs
         for unit in units
@@ -61,11 +60,14 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
     )
     busy = max(1, min(concurrent, len(units)))
     slower = of_searches.SIDE_BY_SIDE if busy > 1 and per_trial.gpus == 0 else 1.0
-    kept = len(plans) if experiment.kept is None else min(experiment.kept, len(plans))
+    kept = len(trials) if experiment.kept is None else min(experiment.kept, len(trials))
     rows_bytes = sum(unit.epochs * len(unit.rows) for unit in units) * of_searches.ROW_BYTES
     largest = max(sizes.values())
+    # A running trial has weights, momentum and a copy of both on disk; a member of a population has
+    # both from its generation, and from the one before that others may go on from.
+    states = 3 * busy if experiment.tune.pbt is None else 4 * len(trials)
     return Estimate(
-        trials=plans,
+        trials=trials,
         stage="retrain",
         cpus_per_trial=per_trial.cpus,
         gpus_per_trial=per_trial.gpus,
@@ -74,10 +76,33 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         concurrent=concurrent,
         seconds_per_epoch=seconds,
         total_s=of_searches.START_S + of_searches.WORKERS_START_S + slower * training_s / busy,
-        # A running trial has weights, momentum and a copy of both on disk.
-        disk_bytes=of_searches.FIXED_BYTES + (kept + 3 * busy) * largest + 2 * rows_bytes,
-        notes=[*of_searches.notes_of(experiment), *notes],
+        disk_bytes=of_searches.FIXED_BYTES + (kept + states) * largest + 2 * rows_bytes,
+        notes=[*_population_notes(experiment), *of_searches.notes_of(experiment), *notes],
     )
+
+
+def _units(experiment: Experiment) -> list[Unit]:
+    """Return what would run; a population as it begins."""
+    identity = planning.identity(experiment, plugins_digest=planning.plugins_digest())
+    if experiment.tune.pbt is not None:
+        return [unit for plan in plans(experiment, identity) for unit in plan.units()]
+    configurations = of_searches.configurations_of(experiment)
+    return training_units(experiment, configurations, identity, factors.label(configurations))
+
+
+def _population_notes(experiment: Experiment) -> list[str]:
+    pbt = experiment.tune.pbt
+    if pbt is None:
+        return []
+    blocks = factors.blocks(experiment)
+    count = len(blocks) * len(experiment.seeds)
+    generations = [-(-int(block.tree["retrain"]["epochs"]) // pbt.every) for block in blocks]
+    copied = number_copied(pbt.population, pbt.quantile)
+    return [
+        f"{count} population{'s' * (count > 1)} of {pbt.population} members, {max(generations)} "
+        f"generations of {pbt.every} epochs; after each the worst {copied} copy the best {copied}",
+        "settings change while members train: the times are those of the first ones",
+    ]
 
 
 def _measure(

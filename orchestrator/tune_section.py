@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.experiment import ORACLE_METRICS, Asha, Median, PerTrial, Searcher, Tune
+from orchestrator.experiment import ORACLE_METRICS, Asha, Median, Pbt, PerTrial, Searcher, Tune
+from orchestrator.pbt_section import check_values
 from orchestrator.problems import Problems
 from orchestrator.sections import check_lowest, check_mapping, check_record
 from orchestrator.settings_tree import check_fields, specs_of
 from spaces.core.errors import near_miss
 
-_SCHEDULERS: Mapping[str, type[Asha | Median]] = {"asha": Asha, "median": Median}
+_SCHEDULERS: Mapping[str, type[Asha | Median | Pbt]] = {
+    "asha": Asha,
+    "median": Median,
+    "pbt": Pbt,
+}
 
 
 def check_tune(value: Any, problems: Problems, *, swept: bool) -> Tune:
@@ -70,7 +75,7 @@ def _searcher(value: Any, problems: Problems) -> Searcher:
     return searcher
 
 
-def _scheduler(value: Any, problems: Problems) -> Asha | Median | None:
+def _scheduler(value: Any, problems: Problems) -> Asha | Median | Pbt | None:
     at = "tune.scheduler"
     if value is None or value == "none":
         return None
@@ -78,9 +83,10 @@ def _scheduler(value: Any, problems: Problems) -> Asha | Median | None:
     if given is None:
         return None
     name = given.get("name")
-    if not isinstance(name, str) or name not in (*_SCHEDULERS, "none"):
+    names = ("none", *_SCHEDULERS)
+    if not isinstance(name, str) or name not in names:
         miss = near_miss(str(name), _SCHEDULERS)
-        problems.add(at, f"{at} must be one of none, asha, median, got {name!r}.{miss}")
+        problems.add(at, f"{at} must be one of {', '.join(names)}, got {name!r}.{miss}")
         return None
     rest = {key: item for key, item in given.items() if key != "name"}
     if name == "none":
@@ -95,6 +101,8 @@ def _scheduler(value: Any, problems: Problems) -> Asha | Median | None:
     if values.get("reduction_factor", 2) <= 1:
         got = values["reduction_factor"]
         problems.add(at, f"{at}.reduction_factor must be > 1, got {got!r}.")
+    if record is Pbt:
+        check_values(values, at, problems)
     return record(**values) if len(problems.found) == before else None
 
 

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
@@ -28,7 +28,7 @@ from trainables.choices import Plugin, choose_plugin, choose_settings
 from trainables.errors import DataError, StateError
 from trainables.exporting import data_of
 from trainables.images import split_train_val
-from trainables.settings import RetrainSettings, identifying
+from trainables.settings import CHANGEABLE, SWITCHES, RetrainSettings, identifying
 from trainables.state import (
     DTYPES,
     Fingerprint,
@@ -338,17 +338,47 @@ class RetrainTrial:
         Raises:
             StateError: The state is of another trial, or of an unknown format.
         """
-        if state.get("kind") != "retrain" or state.get("format") != STATE_FORMAT:
-            raise StateError(
-                f"The stored state must be a retraining's of format {STATE_FORMAT}, got kind "
-                f"{state.get('kind')!r} of format {state.get('format')!r}."
-            )
+        _check_format(state)
         if state["identity"] != self._identity():
             raise StateError(
                 "The stored state belongs to another retraining: genotype, space, data, settings "
                 "and seed must be the same. Start anew, or build the trial with its settings."
             )
         self._training.load_state_dict(state["training"])
+        self._load(state)
+
+    def adopt(self, state: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from the state of a trial that may differ in the settings of `CHANGEABLE`.
+
+        Weights, averages, momentum, generators and the place in the batches are those of the
+        state; the settings are this trial's own, from the next epoch on.
+
+        Args:
+            state: What `state_dict` of that trial returned.
+            curve: Entries that stand in the place of the state's: one for each of its epochs.
+
+        Raises:
+            StateError: The trials differ in more, the state is one that diverged, or the curve is
+                of another length.
+        """
+        _check_format(state)
+        other, own = _unchangeable(state["identity"]), _unchangeable(self._identity())
+        if other != own:
+            named = ", ".join(key for key in own if own[key] != other.get(key))
+            raise StateError(
+                f"The state can be gone on from with other values of {', '.join(CHANGEABLE)} "
+                f"alone, and it differs in {named or 'others'}."
+            )
+        if state["diverged"] or len(curve) != int(state["epoch"]):
+            raise StateError(
+                f"The state must be a good one of {len(curve)} epochs, as many as the curve has, "
+                f"got one of {state['epoch']}{' that diverged' if state['diverged'] else ''}."
+            )
+        self._training.adopt(state["training"])
+        self._load(state)
+        self.curve = [dict(entry) for entry in curve]
+
+    def _load(self, state: Mapping[str, Any]) -> None:
         self.epoch = int(state["epoch"])
         self.curve = json.loads(state["curve"])
         self.diverged = bool(state["diverged"])
@@ -391,3 +421,20 @@ class RetrainTrial:
             "settings": json.dumps(self.description, sort_keys=True),
             "data": json.dumps(data_of(self._train.images)),
         }
+
+
+def _check_format(state: Mapping[str, Any]) -> None:
+    if state.get("kind") != "retrain" or state.get("format") != STATE_FORMAT:
+        raise StateError(
+            f"The stored state must be a retraining's of format {STATE_FORMAT}, got kind "
+            f"{state.get('kind')!r} of format {state.get('format')!r}."
+        )
+
+
+def _unchangeable(identity: str) -> dict[str, Any]:
+    """Return the parts of an identity without the settings that may change, `retrain` flat."""
+    parts: dict[str, Any] = json.loads(identity)
+    retrain = parts.pop("retrain")
+    kept = {key: value for key, value in retrain.items() if key not in CHANGEABLE}
+    switched = {key: retrain.get(key, 0) > 0 for key in SWITCHES}
+    return parts | {f"retrain.{key}": value for key, value in (kept | switched).items()}

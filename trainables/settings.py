@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -294,6 +294,46 @@ def identifying(settings: RetrainSettings) -> dict[str, Any]:
         for key, value in asdict(settings).items()
         if key not in _LATER or value != _LATER[key]
     }
+
+
+CHANGEABLE = (
+    *("lr", "lr_min", "momentum", "weight_decay", "nesterov", "gradient_clip", "auxiliary_weight"),
+    *("drop_path", "label_smoothing", "augment", "cutout", "ema_decay"),
+)
+"""Settings of a retraining that a state may go on under other values of: `RetrainTrial.adopt`."""
+
+SWITCHES = ("auxiliary_weight", "ema_decay")
+"""Those of them whose 0 leaves out a head or averages, which a state then lacks."""
+
+_PLANS = "it is a plan over all epochs"
+_SHAPES = "it gives the network its shape, and so its weights"
+_COMPUTING = "it says how numbers are computed and not what is learnt"
+_FIXED = {
+    "epochs": "what is compared runs for as long",
+    "batch_size": "the order of the images is stored in batches",
+    **dict.fromkeys(("channels", "cells", "stem"), _SHAPES),
+    **dict.fromkeys(("schedule", "warmup_epochs", "cutout_ramp"), _PLANS),
+    "val_share": "the images that are held out stay the same",
+    **dict.fromkeys(("precision", "mixed_precision", "threads", "compile"), _COMPUTING),
+    **dict.fromkeys(("workers", "shared_batch_norm"), _COMPUTING),
+}
+
+
+def why_fixed(name: str, values: Sequence[Any]) -> str | None:
+    """Return why a setting of a retraining cannot go over from one of these values to another.
+
+    Args:
+        name: The setting.
+        values: What it may be.
+
+    Returns:
+        None where it can.
+    """
+    if name in _FIXED:
+        return _FIXED[name]
+    if name in SWITCHES and 0 in values:
+        return "0 switches off what other values need the state of"
+    return None
 
 
 def with_later(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -216,3 +216,9 @@ class Training:
         # States from before there were averages have none, and their settings ask for none.
         for name, value in state.get("averaged", {}).items():
             self._averaged[name].copy_(value)
+
+    def adopt(self, state: Mapping[str, Any]) -> None:
+        """Go on from the state of a training with other settings; the optimizer keeps its own."""
+        own = self._optimizer.state_dict()["param_groups"]
+        optimizer = {**state["optimizer"], "param_groups": own}
+        self.load_state_dict({**state, "optimizer": optimizer})
