@@ -91,16 +91,14 @@ def count_kernels(work: Work, device: torch.device) -> int:
     return sum(event.name.startswith("aten::") and not event.cpu_children for event in events)
 
 
-class _Launches(TorchDispatchMode):
+class _Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operators that run, without those that only look at memory or reserve it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returns = func._schema.returns
         looks = bool(returns) and all(
             value.alias_info is not None and not value.alias_info.is_write for value in returns
@@ -123,7 +121,7 @@ def count_launches(work: Work) -> int:
     """
     with _Launches() as seen:
         work()
-    return seen.count
+    return int(seen.count)
 
 
 @contextlib.contextmanager

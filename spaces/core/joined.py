@@ -34,7 +34,7 @@ class Joined:
         if whole is None or not _lie_in(whole, parts):
             whole = self._whole = _joined(parts)
         if torch.is_grad_enabled() and parts[0].requires_grad:
-            return _Join.apply(whole, *parts)  # type: ignore[no-any-return]
+            return _Join.apply(whole, *parts)
         return whole
 
 
@@ -47,7 +47,7 @@ def _lie_in(whole: Tensor, parts: Sequence[Tensor]) -> bool:
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     whole = torch.cat([part.detach() for part in parts])
     for part, piece in zip(parts, whole.split([len(part) for part in parts]), strict=True):
-        part.set_(piece)  # type: ignore[call-overload]
+        part.set_(piece)
     return whole
 
 

@@ -139,13 +139,13 @@ class ConvNorm(nn.Module):
         """Map a source `(B, C, H, W)` to `(B, channels, H', W')`."""
         return self.batch_norm(self.convolution(source.rectified), norm, scale)
 
-    def on_rows(self, source: Source, norm: Norm, scale: Tensor, rows: slice) -> Tensor:
+    def on_rows(self, source: Source, norm: Norm, scale: Tensor | None, rows: slice) -> Tensor:
         """Map a source `(B, C, H, W)` to some of the layer's channels, for no work on the others.
 
         Args:
             source: Node that the layer reads.
             norm: Which statistics.
-            scale: Weight of those channels, contiguous.
+            scale: Weight of those channels, contiguous; None is 1.
             rows: The channels. The layer must not be affine.
         """
         weight = self.convolution.weight[rows]

@@ -64,8 +64,8 @@ def _output(
     if name in mix.dense:
         rows = slice(place * mix.channels, (place + 1) * mix.channels)
         layer = cast(ConvNorm, mix.dense[name])
-        return layer.on_rows(Source(raw), norm, raw.new_ones(mix.channels), rows)
+        return layer.on_rows(Source(raw), norm, None, rows)
     if name in mix.edge_operations:
         operation = cast(nn.ModuleList, mix.edge_operations[name])[place]
-        return operation(Source(raw), norm)  # type: ignore[no-any-return]
+        return operation(Source(raw), norm)
     return raw

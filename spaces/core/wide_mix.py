@@ -146,7 +146,9 @@ class WideMix:
         if self._units["dilated"]:
             self._take(dilated, self._units["dilated"], sums, outputs)
         if self._second is not None:
-            parts = functional.relu(inner).split([n * self._mix.channels for n in self._separable], 1)
+            parts = functional.relu(inner).split(
+                [n * self._mix.channels for n in self._separable], 1
+            )
             found = self._second(parts, norm, weights["separable"])
             self._take(found, self._units["separable"], sums, outputs)
 
