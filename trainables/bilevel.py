@@ -208,7 +208,7 @@ class Bilevel(Architecture):
                     self._is_recording = False
 
             sources = list(self.generators.values())
-            self._records[what] = Captured(on_tensors, self.device, sources)
+            self._records[what] = Captured(on_tensors, self.device, sources, self._changing)
         try:
             return self._records[what](*(tensor for batch in batches for tensor in batch))
         except CaptureError as error:
@@ -216,6 +216,14 @@ class Bilevel(Architecture):
             self._records.clear()
             _LOG.warning("Steps are not replayed as graphs but taken one by one: %s.", error)
             return step(at, *batches)
+
+    def _changing(self) -> list[Tensor]:
+        """Return all tensors that steps change in place."""
+        optimizers = self.weight_optimizer, self.alpha_optimizer
+        entries = [entry for each in optimizers for entry in each.state.values()]
+        kept = [value for e in entries for value in e.values() if isinstance(value, Tensor)]
+        own = [*self.supernet.parameters(), *self.supernet.buffers(), *self.logits.values()]
+        return own + kept
 
     def _decided(self, cell: str) -> Tensor:
         self._records.clear()
@@ -376,6 +384,8 @@ class Bilevel(Architecture):
                 alpha.copy_(state["alphas"][name])
         load_optimizer(self.weight_optimizer, state["weight_optimizer"])
         load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
+        # A rate that was stored as a tensor has been rounded.
+        set_rate(self.alpha_optimizer, self.settings.alpha_lr)
         for purpose, generator in self.generators.items():
             stored = state["generators"][purpose].cpu()
             if state["device"] == self.device.type:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainables.settings import SearchSettings
 
-_OF_THE_DEVICE = ("lr", "foreach", "fused", "capturable")
+_OF_THE_DEVICE = ("foreach", "fused", "capturable")
 
 
 def weight_optimizer(
@@ -53,11 +53,14 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Go on from a stored state, taken on whatever device; the learning rate stays as it is."""
-    groups = [
-        {**stored, **{name: own[name] for name in _OF_THE_DEVICE if name in own}}
-        for stored, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
-    ]
+    """Go on from a stored state, taken on whatever device."""
+    groups = []
+    for stored, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        rate: Tensor | float = float(stored["lr"])
+        if isinstance(own["lr"], Tensor):
+            rate = _rate(rate, own["lr"])
+        kept = {name: own[name] for name in _OF_THE_DEVICE if name in own}
+        groups.append({**stored, **kept, "lr": rate})
     optimizer.load_state_dict({**state, "param_groups": groups})
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from spaces.core import plugins
 from spaces.core.space import Space
 from tests.trainables.searches import ODD_SPACES, SPACES, differences, flat, small_search, untimed
+from tests.trainables.test_bilevel import HostReads
 from trainables import bilevel as bilevel_module
 from trainables.bilevel import Bilevel
 from trainables.capture import Captured, CaptureError
@@ -233,18 +234,43 @@ def test_a_retraining_that_is_consistent_with_bf16_has_mixed_precision() -> None
 
 def test_a_recorded_step_has_its_inputs_and_outputs_to_itself() -> None:
     seen: list[Tensor] = []
+    total = torch.zeros(())
 
     def step(x: Tensor, y: Tensor) -> dict[str, Tensor]:
         seen.append(x)
-        return {"sum": x.sum() + y}
+        total.add_(x.sum())
+        return {"sum": x.sum() + y, "total": total}
 
-    captured = Captured(step, CPU, [])
-    first = captured(torch.ones(2), torch.tensor(1.0))
-    second = captured(torch.full((2,), 5.0), torch.tensor(2.0))
-    assert seen[0].data_ptr() == seen[1].data_ptr()
-    assert (first["sum"].item(), second["sum"].item()) == (3.0, 12.0)
+    captured = Captured(step, CPU, [], lambda: [total])
+    found = [captured(torch.full((2,), n), torch.tensor(1.0)) for n in (1.0, 2.0, 3.0, 4.0, 5.0)]
+    assert len({x.data_ptr() for x in seen}) == 1
+    assert [each["sum"].item() for each in found] == [3.0, 5.0, 7.0, 9.0, 11.0]
+    # The fourth is taken twice, to compare, and counts once.
+    assert len(seen) == 6
+    assert [each["total"].item() for each in found] == [2.0, 6.0, 12.0, 20.0, 30.0]
     with pytest.raises(ValueError, match=r"takes \(2,\) of torch.float32, got \(3,\)"):
         captured(torch.ones(3), torch.tensor(1.0))
+
+
+def test_a_replay_that_does_something_else_is_not_trusted() -> None:
+    calls: list[int] = []
+    total, generator = torch.zeros(()), torch.Generator().manual_seed(0)
+
+    def step(x: Tensor) -> dict[str, Tensor]:
+        calls.append(1)
+        # The fifth call is the replay of what the fourth has done.
+        drawn = torch.rand((), generator=generator) + (0.5 if len(calls) == 5 else 0.0)
+        total.add_(x + drawn)
+        return {"x": x}
+
+    captured = Captured(step, CPU, [generator], lambda: [total])
+    for _ in range(3):
+        captured(torch.ones(()))
+    before, draws = total.clone(), generator.get_state()
+    with pytest.raises(CaptureError, match="did something else than the step itself"):
+        captured(torch.ones(()))
+    assert torch.equal(total, before)
+    assert torch.equal(generator.get_state(), draws)
 
 
 def test_what_could_not_be_recorded_is_said_once_and_runs_eagerly(
@@ -313,6 +339,39 @@ def test_optimizers_of_a_gpu_take_the_same_steps_and_load_the_same_states() -> N
         assert isinstance(here.param_groups[0]["lr"], float)
         for ours, theirs in zip(*values, strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("method", RECORDED, ids=str)
+def test_a_step_that_is_recorded_never_asks_for_a_value(
+    monkeypatch: pytest.MonkeyPatch, method: Any
+) -> None:
+    trial = small_search(method, engine="graph", gradient_clip=0.1)
+    bilevel, at = trial._bilevel, trial._bilevel.point(0)
+    bilevel.supernet.use_form("wide")  # type: ignore[operator]
+    # Those of a GPU, which count their steps and have their rates as tensors.
+    bilevel.weight_optimizer = weight_optimizer(bilevel.weights, trial.settings, on_gpu=True)
+    logits = list(bilevel.logits.values())
+    bilevel.alpha_optimizer = alpha_optimizer(logits, trial.settings, on_gpu=True)
+    clocks = Stopwatch(CPU), Stopwatch(CPU)
+    batches = trial._data.next_batches()
+    bilevel.step(at, *batches, clocks)  # makes what is made once
+    asked: list[str] = []
+    for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__"):
+        real = getattr(Tensor, name)
+
+        def noted(self: Tensor, *args: Any, name: str = name, real: Any = real) -> Any:
+            # Which operations a stage has left is known to the host by contract.
+            if not (name == "tolist" and self.dtype == torch.bool):
+                asked.append(name)
+            return real(self, *args)
+
+        monkeypatch.setattr(Tensor, name, noted)
+    assert bool(torch.ones(()).item())
+    assert asked == ["item"]
+    with HostReads() as reads:
+        bilevel.step(at, *batches, clocks)
+    assert asked == ["item"]
+    assert reads.found == []
 
 
 def test_bf16_keeps_float32_wherever_small_differences_count(
