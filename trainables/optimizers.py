@@ -32,7 +32,7 @@ def alpha_optimizer(
     logits: Sequence[Tensor], settings: SearchSettings, *, on_gpu: bool
 ) -> torch.optim.Adam:
     """Return Adam for the alphas; on a GPU it counts its steps there, as a graph needs it."""
-    return torch.optim.Adam(
+    optimizer = torch.optim.Adam(
         logits,
         lr=_rate(settings.alpha_lr, logits[0]) if on_gpu else settings.alpha_lr,
         betas=(settings.alpha_beta1, settings.alpha_beta2),
@@ -41,6 +41,9 @@ def alpha_optimizer(
         fused=on_gpu,
         capturable=on_gpu and logits[0].is_cuda,
     )
+    # torch warns where such an optimizer steps outside of a graph, as before every recording.
+    optimizer._warned_capturable_if_run_uncaptured = True
+    return optimizer
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -56,11 +59,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
     """Go on from a stored state, taken on whatever device."""
     groups = []
     for stored, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
-        rate: Tensor | float = float(stored["lr"])
-        if isinstance(own["lr"], Tensor):
-            rate = _rate(rate, own["lr"])
         kept = {name: own[name] for name in _OF_THE_DEVICE if name in own}
-        groups.append({**stored, **kept, "lr": rate})
+        rate = float(stored["lr"])
+        on_gpu = isinstance(own["lr"], Tensor)
+        groups.append({**stored, **kept, "lr": _rate(rate, own["lr"]) if on_gpu else rate})
     optimizer.load_state_dict({**state, "param_groups": groups})
 
 

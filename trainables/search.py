@@ -17,6 +17,7 @@ genotype = trial.genotype
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -63,6 +64,8 @@ from trainables.state import (
 from trainables.streams import stem_for_search
 from trainables.timing import Stopwatch, peak_memory_bytes, reset_peak_memory
 from trainables.watching import EarlyStop, descent
+
+_LOG = logging.getLogger(__name__)
 
 Entry = dict[str, Any]
 
@@ -148,6 +151,8 @@ class SearchTrial:
         )
         check_space(self.space, self._selection)
         self.engine = choose_engine(self.settings, self.device, self.method, self.space)
+        asked_in_vain = self.settings.engine == "graph" and self.engine.name != "graph"
+        _LOG.log(logging.WARNING if asked_in_vain else logging.INFO, "Steps: %s.", self.engine)
         precision = self.engine.precision
         self.fingerprint = Fingerprint.of(self.device, precision, self.engine.label)
         name, config = chosen["dataset"]

@@ -96,6 +96,16 @@ def test_what_cannot_be_recorded_runs_eagerly_and_says_why(
     assert why in chosen(method, CPU, space, engine="graph").why
 
 
+def test_a_graph_that_was_asked_for_in_vain_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    small_search("gdas", engine="graph")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "Steps: eager-cpu in float32: steps cannot be recorded" in record.getMessage()
+    caplog.clear()
+    small_search("gdas")
+    assert caplog.records == []
+
+
 def test_noise_alone_can_be_recorded() -> None:
     assert chosen("darts", GPU, "s4").name == "graph"
 
