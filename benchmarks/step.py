@@ -190,6 +190,7 @@ def compare_engines(
         "speedup": times["eager"].least / times["graph"].least,
         "ours_s": times["graph"].least,
         "reference_s": times["eager"].least,
+        "against": "eager",
         "bf16_s": times["bf16"].least,
         "rounds": rounds,
     }

@@ -132,7 +132,8 @@ class Captured:
         moved = [new.double() - old.double() for new, old in zip(expected, before, strict=False)]
         apart = [a.double() - b.double() for a, b in zip(found, expected, strict=True)]
         limit = _APART * _length([*moved, *expected[len(state) :]])
-        if not bool(_length(apart) <= limit):
+        # Where the step itself diverges there is nothing to compare.
+        if bool(limit.isfinite()) and not bool(_length(apart) <= limit):
             self._set_back(state, before, draws)
             raise CaptureError("a replayed step did something else than the step itself")
 

@@ -283,6 +283,12 @@ def test_a_replay_that_does_something_else_is_not_trusted() -> None:
     assert torch.equal(generator.get_state(), draws)
 
 
+def test_a_step_that_diverges_is_replayed_as_it_is() -> None:
+    captured = Captured(lambda x: {"loss": x / 0.0}, CPU, [], list)
+    found = [captured(torch.ones(()))["loss"].item() for _ in range(5)]
+    assert found == [float("inf")] * 5
+
+
 def test_what_could_not_be_recorded_is_said_once_and_runs_eagerly(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
