@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Work = Callable[[], Any]
 
@@ -88,6 +89,39 @@ def count_kernels(work: Work, device: torch.device) -> int:
     if on_gpu:
         return sum(event.device_type.name == "CUDA" for event in events)
     return sum(event.name.startswith("aten::") and not event.cpu_children for event in events)
+
+
+class _Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operators that run, without those that only look at memory or reserve it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returns = func._schema.returns
+        looks = bool(returns) and all(
+            value.alias_info is not None and not value.alias_info.is_write for value in returns
+        )
+        name = func._schema.name.removeprefix("aten::")
+        self.count += not looks and name not in _WITHOUT_WORK
+        return func(*args, **(kwargs or {}))
+
+
+_WITHOUT_WORK = frozenset(
+    ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view")
+)
+
+
+def count_launches(work: Work) -> int:
+    """Return how many operators with work of their own a piece of work calls, on a CPU.
+
+    A GPU launches at least one kernel for each, and none for the views that `count_kernels` counts
+    besides on a CPU.
+    """
+    with _Launches() as seen:
+        work()
+    return int(seen.count)
 
 
 @contextlib.contextmanager

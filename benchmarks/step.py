@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +24,9 @@ from benchmarks.reference.supernets import DartsReference, NasBench201Reference,
 from spaces.core import plugins
 from spaces.core.space import Space
 from trainables.bilevel import Bilevel
+from trainables.capture import WARM_UP
 from trainables.compose import build_method
-from trainables.settings import Precision, SearchSettings
+from trainables.settings import Engine, SearchPrecision, SearchSettings
 from trainables.timing import Stopwatch
 
 SPACES = ("nasbench201", "darts")
@@ -39,7 +41,10 @@ METHODS: dict[str, Mapping[str, Any]] = {
 """Settings of the methods with a reference step, of the same name."""
 
 _CLASSES, _EPOCHS = 10, 50
-_PRECISIONS: Mapping[torch.dtype, Precision] = {torch.float32: "float32", torch.float64: "float64"}
+_PRECISIONS: Mapping[torch.dtype, SearchPrecision] = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+}
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ def make_pair(
     device: torch.device,
     *,
     dtype: torch.dtype = torch.float32,
+    engine: Engine = "auto",
 ) -> Pair:
     """Build both searches; ours has then taken a step.
 
@@ -111,18 +117,10 @@ def make_pair(
         size: Of supernet and batches.
         device: Where both run.
         dtype: Precision of both.
+        engine: How our steps are run.
     """
     space = size.space(space_name)
-    name, config = plugins.make_config("methods", dict(METHODS[method]))
-    bilevel = Bilevel(
-        space.build_supernet(3, _CLASSES, seed=0),
-        space.alpha_shapes(),
-        build_method(name, config, epochs=_EPOCHS),
-        SearchSettings(epochs=_EPOCHS, precision=_PRECISIONS[dtype]),
-        seed=0,
-        device=device,
-        space=space,
-    )
+    bilevel = make_search(space, method, device, _PRECISIONS[dtype], engine)
     net = reference_of(space).to(device, dtype)
     copy_weights(bilevel.supernet, net)  # type: ignore[arg-type]
     theirs = ReferenceSearch(net, bilevel.alphas, method)
@@ -152,6 +150,50 @@ def make_pair(
         bilevel,
         theirs,
     )
+
+
+def make_search(
+    space: Space, method: str, device: torch.device, precision: SearchPrecision, engine: Engine
+) -> Bilevel:
+    """Return a search of ours at its start."""
+    name, config = plugins.make_config("methods", dict(METHODS[method]))
+    return Bilevel(
+        space.build_supernet(3, _CLASSES, seed=0),
+        space.alpha_shapes(),
+        build_method(name, config, epochs=_EPOCHS),
+        SearchSettings(epochs=_EPOCHS, precision=precision, engine=engine),
+        seed=0,
+        device=device,
+        space=space,
+    )
+
+
+def compare_engines(
+    space_name: str, method: str, size: Size, device: torch.device, *, rounds: int
+) -> dict[str, Any]:
+    """Return the row of our own step, recorded against eager: seconds, and of bf16 beside them."""
+    variants: dict[str, tuple[Engine, SearchPrecision]] = {
+        "eager": ("eager", "float32"),
+        "graph": ("graph", "float32"),
+        "bf16": ("graph", "bf16"),
+    }
+    space = size.space(space_name)
+    batches = _batches(size, device, torch.float32)
+    clocks = Stopwatch(device), Stopwatch(device)
+    cases: dict[str, Work] = {}
+    for what, (engine, precision) in variants.items():
+        search = make_search(space, method, device, precision, engine)
+        cases[what] = partial(search.step, search.point(0), *batches, clocks)
+    times = interleaved(cases, rounds, device, warm_up=WARM_UP + 1)
+    return {
+        "case": f"engines {space_name} {method} C={size.channels} batch={size.batch}",
+        "speedup": times["eager"].least / times["graph"].least,
+        "ours_s": times["graph"].least,
+        "reference_s": times["eager"].least,
+        "against": "eager",
+        "bf16_s": times["bf16"].least,
+        "rounds": rounds,
+    }
 
 
 def reference_of(space: Space) -> nn.Module:

@@ -223,6 +223,11 @@ def estimate_lines(estimate: Estimate) -> list[str]:
         for label, seconds in estimate.seconds_per_epoch.items()
     ]
     lines += [f"schedule   {label}: {text}" for label, text in estimate.schedules.items()]
+    # Mostly all searches run alike: then one line says it.
+    engines = [*dict.fromkeys(estimate.engines.values())]
+    for engine in engines:
+        labels = [label for label, its in estimate.engines.items() if its == engine]
+        lines.append(f"engine     {engine}" + (f" ({', '.join(labels)})" if engines[1:] else ""))
     if estimate.retrain:
         lines.append(f"retrain    {estimate.retrain}")
     lines.append(f"time       about {show_time(estimate.total_s)} (from a measured step)")

@@ -60,7 +60,7 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         for unit in units
         for seed, key in unit.rows.items()
     ]
-    seconds, sizes, probes = _measure(experiment, units)
+    seconds, sizes, probes, engines = _measure(experiment, units)
     search_s = sum(
         seconds[unit.label] * unit.epochs + _probe_s(experiment, probes[unit.label], unit.epochs)
         for unit in units
@@ -92,6 +92,7 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         retrain=retrain,
         notes=[*notes_of(experiment), *_probe_notes(experiment, probes), *retrain_notes],
         schedules={unit.label: text for unit in units if (text := _schedule(unit))},
+        engines=engines,
     )
 
 
@@ -159,16 +160,18 @@ def _has(study: Study, key: str) -> bool:
 
 def _measure(
     experiment: Experiment, units: Sequence[Unit]
-) -> tuple[dict[str, float], dict[str, int], dict[str, dict[str, float]]]:
+) -> tuple[dict[str, float], dict[str, int], dict[str, dict[str, float]], dict[str, str]]:
     """Measure each kind once.
 
     Returns:
-        By label: seconds of an epoch, bytes of a final state, seconds of each diagnostic.
+        By label: seconds of an epoch, bytes of a final state, seconds of each diagnostic, and how
+        steps are run.
     """
     seconds: dict[str, float] = {}
     sizes: dict[str, int] = {}
     probes: dict[str, dict[str, float]] = {}
-    measured: dict[str, tuple[float, int, dict[str, float]]] = {}
+    engines: dict[str, str] = {}
+    measured: dict[str, tuple[float, int, dict[str, float], str]] = {}
     for unit in units:
         kind = _kind(unit.settings)
         if kind not in measured:
@@ -176,9 +179,10 @@ def _measure(
             step = trial.time_steps(2)
             epoch_s = step * trial.steps_per_epoch * (1 + _EVALUATION_SHARE)
             size = sum(sizes_of(trial.final_state()))
-            measured[kind] = (epoch_s, size, trial.time_diagnostics())
-        seconds[unit.label], sizes[unit.label], probes[unit.label] = measured[kind]
-    return seconds, sizes, probes
+            measured[kind] = (epoch_s, size, trial.time_diagnostics(), str(trial.engine))
+        label = unit.label
+        seconds[label], sizes[label], probes[label], engines[label] = measured[kind]
+    return seconds, sizes, probes, engines
 
 
 def _probe_s(experiment: Experiment, seconds: Mapping[str, float], epochs: int) -> float:
@@ -192,9 +196,9 @@ def _probe_s(experiment: Experiment, seconds: Mapping[str, float], epochs: int) 
 def _kind(settings: Mapping[str, Any]) -> str:
     """Return what the time of a step depends on: everything but learning rates and the like."""
     search = settings["search"]
-    words = ("batch_size", "precision", "threads", "train_share", "cutout")
+    words = ("batch_size", "precision", "threads", "train_share", "cutout", "engine")
     method = _without_floats(settings["method"])
-    return repr([method, settings["space"], [search[word] for word in words]])
+    return repr([method, settings["space"], [search.get(word) for word in words]])
 
 
 def _without_floats(node: Any) -> Any:

@@ -22,7 +22,12 @@ from orchestrator.labels import whole_labels
 from orchestrator.sweep_words import canonical
 from spaces.core import plugins
 from spaces.core.genotype import Genotype
-from trainables.settings import RetrainSettings, SearchSettings, identifying
+from trainables.settings import (
+    RetrainSettings,
+    SearchSettings,
+    identifying,
+    identifying_search,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -253,11 +258,11 @@ def configuration(block: Block, params: Mapping[str, Any]) -> Configuration:
 
 
 def _checked(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Let plug-ins and settings of a search refuse it; what is stored and hashed is the mapping."""
+    """Let plug-ins and settings of a search refuse it; return what tells it from others."""
     for part, kind in PLUGIN_KINDS.items():
         _check_plugin(kind, canonical(settings[part]))
     plugins.typed_config(SearchSettings, settings["search"], where="search", owner="search")
-    return settings
+    return {**settings, "search": identifying_search(settings["search"])}
 
 
 def _identity_of_training(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,13 @@ from orchestrator.ledger import Row, row_key, with_selections
 from orchestrator.sweep_words import candidates, canonical
 from orchestrator.units import Unit
 from spaces.core import plugins
-from trainables.settings import RetrainSettings, SearchSettings, consistent_with, identifying
+from trainables.settings import (
+    RetrainSettings,
+    SearchSettings,
+    consistent_with,
+    identifying,
+    identifying_search,
+)
 
 if TYPE_CHECKING:
     from orchestrator.factors import Configuration
@@ -137,7 +143,8 @@ def search_key(configuration: Configuration, identity: Identity, seed: int) -> s
     return row_key(
         "search",
         {
-            **{kind: settings[kind] for kind in ("method", "space", "search", "selection")},
+            **{kind: settings[kind] for kind in ("method", "space", "selection")},
+            "search": identifying_search(settings["search"]),
             "results_version": _results_version(settings["method"], settings["selection"]),
             "dataset": dict(identity.dataset),
             "plugins": identity.plugins,

@@ -96,6 +96,7 @@ class Estimate:
         disk_bytes: Estimated size of the study folder.
         retrain: One line on the retrainings, or an empty text.
         notes: Further lines for the reader.
+        engines: How steps of a search are run and why so, by row label.
     """
 
     trials: list[TrialPlan]
@@ -111,6 +112,7 @@ class Estimate:
     notes: list[str] = field(default_factory=list)
     schedules: Mapping[str, str] = field(default_factory=dict)
     stage: Stage = "search"
+    engines: Mapping[str, str] = field(default_factory=dict)
 
 
 class Reporter(Protocol):

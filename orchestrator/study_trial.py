@@ -191,7 +191,12 @@ class Recording(BlockTrainable):
                 "cpu_hours": seconds * unit["per_trial"]["cpu"] / 3600,
                 "gpu_hours": seconds * unit["per_trial"]["gpu"] / 3600,
             },
-            environment={**environment(), "git": unit["git"], "fingerprint": _fingerprint(trial)},
+            environment={
+                **environment(),
+                "git": unit["git"],
+                "fingerprint": _fingerprint(trial),
+                **_engine(trial),
+            },
             resumed_elsewhere=bool(getattr(trial, "resumed_elsewhere", False)),
             started=self.started[seed],
         )
@@ -261,6 +266,11 @@ def environment() -> dict[str, Any]:
 def _fingerprint(trial: Trial | None) -> dict[str, Any]:
     fingerprint = getattr(trial, "fingerprint", None)
     return dict(vars(fingerprint)) if fingerprint is not None else {}
+
+
+def _engine(trial: Trial | None) -> dict[str, Any]:
+    engine = getattr(trial, "engine", None)  # a retraining has none
+    return {} if engine is None else {"engine": str(engine)}
 
 
 def _name(settings: Any) -> str:

@@ -36,6 +36,7 @@ from trainables.settings import (
     SearchSettings,
     field_names,
     own_of_consistent,
+    resolved,
 )
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -245,6 +246,17 @@ def _search(value: Any, problems: Problems) -> dict[str, Any]:
         given = None
     before = len(problems.found)
     tree = check_fields(specs, given or {}, "search", "search", problems, words=SWEEP_WORDS)
+    if sweep_word(tree.get("engine")) is not None:
+        problems.add(
+            "search.engine",
+            "search.engine must be one of them, got a sweep: it changes no result, so that all its "
+            "values would be the same rows. `nas bench step` compares their speed.",
+        )
+    if sweep_word(tree.get("precision")) is not None and "auto" in candidates(tree["precision"]):
+        problems.add(
+            "search.precision",
+            f"search.precision must not be swept over auto, which is {resolved('auto')}: name it.",
+        )
     if len(problems.found) == before:
         check_construction(SearchSettings, tree, specs, "search", problems)
     return tree

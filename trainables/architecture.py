@@ -12,7 +12,7 @@ from spaces.core.mixture import PLAIN, Mixture
 from spaces.core.space import Space
 from trainables.implicit import Alphas
 from trainables.method import Method, OpWeights, SearchPoint
-from trainables.stages import Place
+from trainables.stages import Place, filled
 from trainables.state import make_generator
 
 _OF_EDGES = "/edges"
@@ -57,8 +57,11 @@ class Architecture:
         self.place = place
         self._num_ops = {name: shape[-1] for name, shape in alpha_shapes.items()}
         self._active = self.place.active(self._num_ops)
+        self._columns: dict[str, Tensor] | None = None
         if self.place.columns is not None:
             alpha_shapes = {n: (len(c), c.shape[1]) for n, c in self.place.columns.items()}
+            # A copy for each step would make a GPU wait.
+            self._columns = {name: c.to(device) for name, c in self.place.columns.items()}
         suffix = self.place.suffix
         scale = 0.0 if method.alphas == "zero" else ALPHA_SCALE
 
@@ -121,7 +124,9 @@ class Architecture:
 
     def whole(self, op_weights: OpWeights) -> OpWeights:
         """Return op weights of all operations: 0 where a stage has none left, fixed edges fixed."""
-        return self._with_fixed(self.place.whole(op_weights, self._num_ops))
+        if self._columns is not None:
+            op_weights = filled(op_weights, self._columns, self._num_ops)
+        return self._with_fixed(op_weights)
 
     def of_operations(self, logits: Alphas) -> Alphas:
         """Return the logits of operations alone, by cell type."""

@@ -6,9 +6,10 @@ the method and of the network. It knows no dataset, no epoch loop and no file.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,12 +20,17 @@ from torch.nn import functional as F  # noqa: N812
 from spaces.core.mixture import Mixture, Norm
 from spaces.core.space import Space
 from trainables.architecture import Architecture
+from trainables.capture import Captured, CaptureError
+from trainables.engine import Engine, choose_engine
 from trainables.implicit import Alphas, BilevelProblem
 from trainables.method import Method, OpWeights, SearchPoint
+from trainables.optimizers import alpha_optimizer, load_optimizer, set_rate, weight_optimizer
 from trainables.settings import SearchSettings
 from trainables.stages import Place
-from trainables.state import DTYPES, cloned, make_generator, purpose_seed
+from trainables.state import cloned, make_generator, purpose_seed
 from trainables.timing import Stopwatch
+
+_LOG = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 """Images (B, C, H, W) and labels (B,)."""
@@ -42,9 +48,11 @@ class Bilevel(Architecture):
         device: Where everything lives.
         space: For methods that ask where they are in it.
         place: The stage that this is the supernet of; None is a search of a single one.
+        engine: How steps are run; None leaves it to the settings.
 
     Attributes:
         weights: Parameters of the supernet.
+        engine: How steps are run: another than was asked for where they could not be recorded.
     """
 
     def __init__(
@@ -58,9 +66,14 @@ class Bilevel(Architecture):
         device: torch.device,
         space: Space | None = None,
         place: Place | None = None,
+        engine: Engine | None = None,
     ) -> None:
-        dtype = DTYPES[settings.precision]
+        self.engine = engine or choose_engine(settings, device, method, space)
+        dtype = self.engine.dtype
         self.supernet = supernet.to(device=device, dtype=dtype)
+        use_form = getattr(supernet, "use_form", None)
+        if use_form is not None:  # a space may bring a supernet that has one form
+            use_form(self.engine.form)
         self.weights = list(self.supernet.parameters())
         self.settings, self.seed, self.device = settings, seed, device
         super().__init__(
@@ -79,25 +92,17 @@ class Bilevel(Architecture):
             for purpose in ("method", "network")
         }
         self._constant_lr: float | None = None
+        self._records: dict[str, Captured] = {}
+        self._recorded_in = -1
+        self._is_recording = False
         self._make_optimizers()
 
     def _make_optimizers(self) -> None:
-        settings = self.settings
-        self.weight_optimizer = torch.optim.SGD(
-            self.weights,
-            lr=settings.weight_lr,
-            momentum=settings.weight_momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.nesterov,
-            foreach=True,
-        )
-        self.alpha_optimizer = torch.optim.Adam(
-            list(self.logits.values()),
-            lr=settings.alpha_lr,
-            betas=(settings.alpha_beta1, settings.alpha_beta2),
-            weight_decay=settings.alpha_weight_decay,
-            foreach=True,
-        )
+        settings, on_gpu = self.settings, self.device.type == "cuda"
+        self._records.clear()
+        self.weight_optimizer = weight_optimizer(self.weights, settings, on_gpu=on_gpu)
+        logits = list(self.logits.values())
+        self.alpha_optimizer = alpha_optimizer(logits, settings, on_gpu=on_gpu)
 
     def renew_optimizers(self, lr_share: float) -> None:
         """Start both optimizers anew, the weights' at a constant share of the first rate.
@@ -172,9 +177,57 @@ class Bilevel(Architecture):
                 return {"train_loss": loss, "train_accuracy": correct}
         if at.epoch >= self.first_alpha_epoch and at.step % self.method.weight_steps == 0:
             with clocks[0].lap():
-                measured |= self.alpha_step(at, train_batch, val_batch)
+                measured |= self._run("alpha", self.alpha_step, at, train_batch, val_batch)
         with clocks[1].lap():
-            return self.weight_step(at, train_batch) | measured
+            return {**self._run("weight", self.weight_step, at, train_batch), **measured}
+
+    def _run(
+        self,
+        what: str,
+        step: Callable[..., Mapping[str, Tensor]],
+        at: SearchPoint,
+        *batches: Batch,
+    ) -> Mapping[str, Tensor]:
+        """Take a step as the engine does, recorded anew in every epoch.
+
+        Within an epoch radii, rates and penalties are numbers that a graph may hold; what else a
+        step depends on stays where it is until a state is loaded or an edge decided.
+        """
+        if self.engine.name != "graph":
+            return step(at, *batches)
+        if self._recorded_in != at.epoch:
+            self._records.clear()
+            self._recorded_in = at.epoch
+        if what not in self._records:
+
+            def on_tensors(*tensors: Tensor) -> Mapping[str, Tensor]:
+                self._is_recording = True
+                try:
+                    return step(at, *zip(tensors[::2], tensors[1::2], strict=True))
+                finally:
+                    self._is_recording = False
+
+            sources = list(self.generators.values())
+            self._records[what] = Captured(on_tensors, self.device, sources, self._changing)
+        try:
+            return self._records[what](*(tensor for batch in batches for tensor in batch))
+        except CaptureError as error:
+            self.engine = self.engine.without_graph(str(error))
+            self._records.clear()
+            _LOG.warning("Steps are not replayed as graphs but taken one by one: %s.", error)
+            return step(at, *batches)
+
+    def _changing(self) -> list[Tensor]:
+        """Return all tensors that steps change in place."""
+        optimizers = self.weight_optimizer, self.alpha_optimizer
+        entries = [entry for each in optimizers for entry in each.state.values()]
+        kept = [value for e in entries for value in e.values() if isinstance(value, Tensor)]
+        own = [*self.supernet.parameters(), *self.supernet.buffers(), *self.logits.values()]
+        return own + kept
+
+    def _decided(self, cell: str) -> Tensor:
+        self._records.clear()
+        return super()._decided(cell)
 
     def alpha_step(
         self, at: SearchPoint, train_batch: Batch, val_batch: Batch
@@ -190,7 +243,9 @@ class Bilevel(Architecture):
             def loss(logits: Alphas, norm: Norm) -> Tensor:
                 rewind()
                 drawn = self.whole(self.drawn(logits, at))
-                return self._loss(self.training_mixture(drawn, at, logits), batch, norm)[0]
+                mixture = self.training_mixture(drawn, at, logits)
+                # Passes at shifted weights: bfloat16 would not see the shift.
+                return self._loss(mixture, batch, norm, exact=norm == "batch")[0]
 
             return loss
 
@@ -241,8 +296,7 @@ class Bilevel(Architecture):
             weight.grad = gradient
         if self.settings.gradient_clip > 0:
             torch.nn.utils.clip_grad_norm_(self.weights, self.settings.gradient_clip, foreach=True)
-        for group in self.weight_optimizer.param_groups:
-            group["lr"] = self.weight_lr(at.epoch)
+        set_rate(self.weight_optimizer, self.weight_lr(at.epoch))
         self.weight_optimizer.step()
         self.weight_optimizer.zero_grad()
         correct = (logits.argmax(dim=1) == batch[1]).double().mean()
@@ -283,7 +337,7 @@ class Bilevel(Architecture):
     def loss_at_alphas(self, at: SearchPoint, batch: Batch, norm: Norm) -> Tensor:
         """Return the loss of a batch at the mean op weights, with a graph to all logits."""
         mixture = self.mixture(self.mean(self.logits, at), at, self.logits)
-        return self._loss(mixture, batch, norm)[0]
+        return self._loss(mixture, batch, norm, exact=True)[0]
 
     @contextmanager
     def draws_kept(self, *purposes: str) -> Iterator[None]:
@@ -318,6 +372,7 @@ class Bilevel(Architecture):
         from the seed and the state's own draws.
         """
         self.fixed = {}
+        self._records.clear()
         if self._constant_lr is not None:
             self._constant_lr = None
             self._make_optimizers()
@@ -327,8 +382,10 @@ class Bilevel(Architecture):
         with torch.no_grad():
             for name, alpha in self.logits.items():
                 alpha.copy_(state["alphas"][name])
-        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
-        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        load_optimizer(self.weight_optimizer, state["weight_optimizer"])
+        load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
+        # A rate that was stored as a tensor has been rounded.
+        set_rate(self.alpha_optimizer, self.settings.alpha_lr)
         for purpose, generator in self.generators.items():
             stored = state["generators"][purpose].cpu()
             if state["device"] == self.device.type:
@@ -363,17 +420,33 @@ class Bilevel(Architecture):
         moved = [(perturbed[name] - clean[name]).abs().amax() for name in clean]
         return perturbed, torch.stack(moved).amax()
 
-    def _loss(self, mixture: Mixture, batch: Batch, norm: Norm) -> tuple[Tensor, Tensor]:
-        """Return the mean cross entropy in nats and the logits `(B, num_classes)`."""
+    def _loss(
+        self, mixture: Mixture, batch: Batch, norm: Norm, *, exact: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean cross entropy in nats and the logits `(B, num_classes)`.
+
+        With `exact` the pass is in the type of the weights, whatever the precision.
+        """
         generator = self.generators["network"]
-        logits = self.supernet(batch[0], mixture, norm=norm, generator=generator)
+        with nullcontext() if exact else self._autocast():
+            logits = self.supernet(batch[0], mixture, norm=norm, generator=generator)
+        logits = logits.to(self.engine.dtype)
         return F.cross_entropy(logits, batch[1]), logits
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.engine.precision != "bf16":
+            return nullcontext()
+        # Weights that were cast in one pass are others in the next.
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
 
     def _rewinder(self, *purposes: str) -> Callable[[], None]:
         """Return a function after which the generators draw again what they would draw now.
 
         A finite difference between two passes with different draws would measure the noise.
         """
+        if self._is_recording:
+            # A generator cannot be set back while it is recorded: see `choose_engine`.
+            return lambda: None
         kept = [(self.generators[name], self.generators[name].get_state()) for name in purposes]
 
         def rewind() -> None:

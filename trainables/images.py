@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -89,10 +90,18 @@ class ImageSet:
 
     def normalised(self, images: Tensor, dtype: torch.dtype) -> Tensor:
         """Return (x / 255 - mean) / std of uint8 images of shape (B, C, H, W)."""
-        options = {"dtype": dtype, "device": images.device}
-        mean = torch.tensor(self.mean, **options).view(-1, 1, 1)  # type: ignore[arg-type]
-        std = torch.tensor(self.std, **options).view(-1, 1, 1)  # type: ignore[arg-type]
-        return images.to(dtype).mul_(1.0 / (255.0 * std)).sub_(mean / std)
+        factor, shift = _scaling(tuple(self.mean), tuple(self.std), dtype, images.device)
+        return images.to(dtype).mul_(factor).sub_(shift)
+
+
+@lru_cache(maxsize=64)
+def _scaling(
+    mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    # Made once: a copy to a GPU for every batch would make it wait.
+    means = torch.tensor(mean, dtype=dtype, device=device).view(-1, 1, 1)
+    stds = torch.tensor(std, dtype=dtype, device=device).view(-1, 1, 1)
+    return 1.0 / (255.0 * stds), means / stds
 
 
 def check_labels(labels: Tensor, num_classes: int, where: str) -> None:

@@ -17,6 +17,7 @@ genotype = trial.genotype
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -31,6 +32,7 @@ from spaces.core import plugins
 from spaces.core.genotype import Genotype
 from spaces.core.space import Space
 from trainables.bilevel import Bilevel
+from trainables.capture import WARM_UP
 from trainables.choices import Plugin, choose_diagnostics, choose_plugin, choose_settings
 from trainables.compose import build_method, build_selection, check_going_back, check_space
 from trainables.diagnostics import (
@@ -39,6 +41,7 @@ from trainables.diagnostics import (
     genotype_diagnostics,
     worst_of,
 )
+from trainables.engine import choose_engine
 from trainables.errors import StateError
 from trainables.implicit import Alphas
 from trainables.method import Method, OpWeights, SearchPoint
@@ -61,6 +64,8 @@ from trainables.state import (
 from trainables.streams import stem_for_search
 from trainables.timing import Stopwatch, peak_memory_bytes, reset_peak_memory
 from trainables.watching import EarlyStop, descent
+
+_LOG = logging.getLogger(__name__)
 
 Entry = dict[str, Any]
 
@@ -102,6 +107,7 @@ class SearchTrial:
         op_weights: Likewise, by cell type `(num_edges, num_ops)`.
         stopped_at: Where an early stop ended the search: the epoch that the genotype is of; else
             None.
+        engine: How steps are run, and why so; a step that could not be recorded has changed it.
         diverged: Whether a loss was not finite. The trial then holds the state of the last good
             epoch, and ends.
         resumed_elsewhere: Whether it was ever continued under another fingerprint, so that it may
@@ -128,7 +134,6 @@ class SearchTrial:
         self.seed = seed
         self.device = resolve_device(device)
         torch.set_num_threads(self.settings.threads)
-        self.fingerprint = Fingerprint.of(self.device, self.settings.precision)
         given = {"space": space, "dataset": dataset, "method": method, "selection": selection}
         chosen = {what: choose_plugin(f"{what}s", value) for what, value in given.items()}
         self.description: dict[str, Any] = {
@@ -145,6 +150,11 @@ class SearchTrial:
             (name, config), self.description["method"], of_method=self.method
         )
         check_space(self.space, self._selection)
+        self.engine = choose_engine(self.settings, self.device, self.method, self.space)
+        asked_in_vain = self.settings.engine == "graph" and self.engine.name != "graph"
+        _LOG.log(logging.WARNING if asked_in_vain else logging.INFO, "Steps: %s.", self.engine)
+        precision = self.engine.precision
+        self.fingerprint = Fingerprint.of(self.device, precision, self.engine.label)
         name, config = chosen["dataset"]
         dataset_module = plugins.load("datasets", name)
         self.data_digest: str = dataset_module.digest(config)
@@ -186,6 +196,7 @@ class SearchTrial:
             device=self.device,
             space=self.space,
             place=place,
+            engine=self.engine,
         )
 
     def _enter_stage(self) -> None:
@@ -258,6 +269,7 @@ class SearchTrial:
             measured = bilevel.step(replace(at, step=step), *self._data.next_batches(), clocks)
             for name, value in measured.items():
                 values.setdefault(name, []).append(value.double())
+        self._note_engine()
         self.op_weights = cloned(bilevel.relaxed(at))
         metrics = self._metrics(at, values)
         if all(math.isfinite(value) for value in metrics.values()):
@@ -303,6 +315,12 @@ class SearchTrial:
             chosen = self.curve[self.genotype_epoch - 1]["genotype"]
             self.genotype = Genotype.from_json(chosen)
         return entry
+
+    def _note_engine(self) -> None:
+        """Take over the engine of the steps, which is another where they could not be recorded."""
+        if self.engine != self._bilevel.engine:
+            self.engine = self._bilevel.engine
+            self.fingerprint = replace(self.fingerprint, engine=self.engine.label)
 
     def _genotype(self) -> Selected:
         """Return the genotype of the epoch just done; after the last one it may take long."""
@@ -498,10 +516,9 @@ class SearchTrial:
         try:
             for index, stage in enumerate(self._stages):
                 if index:
-                    columns = self._bilevel.place.columns
-                    if stage.operations is not None:
-                        count = stage.operations
-                        columns = kept_columns(self.op_weights, count, whole=self.space.parents)
+                    columns, left = self._bilevel.place.columns, stage.operations
+                    if left is not None:
+                        columns = kept_columns(self.op_weights, left, whole=self.space.parents)
                     self._bilevel = self._build_stage(index, columns)
                 seconds += stage.epochs / self.settings.epochs * self._time_steps(count)
         finally:
@@ -517,9 +534,11 @@ class SearchTrial:
     def _time_steps(self, count: int) -> float:
         at = self._bilevel.point(max(self.position, self._bilevel.first_alpha_epoch))
         clocks = Stopwatch(self.device), Stopwatch(self.device)
-        for number in range(count + 1):
+        # Before a graph is replayed its step is taken a few times, and recorded.
+        first = WARM_UP if self.engine.name == "graph" and not self.engine.is_stub else 0
+        for number in range(first + count + 1):
             self._bilevel.step(at, *self._data.next_batches(), clocks)
-            if number == 0:
+            if number == first:
                 clocks = Stopwatch(self.device), Stopwatch(self.device)
         return clocks[0].mean() / self.method.weight_steps + clocks[1].mean()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainables.bilevel import Batch
 from trainables.images import Batches, split_train_val
-from trainables.settings import SearchSettings
+from trainables.settings import SearchSettings, resolved
 from trainables.state import DTYPES, make_generator
 from trainables.streams import (
     Images,
@@ -52,7 +52,7 @@ class SearchData:
                 # On the CPU, so that the batches of a seed are the same on every device.
                 generator=make_generator(seed, purpose),
                 augmentation=augmentation,
-                dtype=DTYPES[settings.precision],
+                dtype=DTYPES[resolved(settings.precision)],
             )
 
         self._train = batches(parts[0], "train batches")

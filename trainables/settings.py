@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 Augment = Literal["auto", "none", "crop_flip"]
 Precision = Literal["float32", "float64"]
+SearchPrecision = Literal["float32", "float64", "bf16", "auto"]
+Engine = Literal["auto", "eager", "graph", "reference"]
 
 
 def _check(settings: Any, **rules: str) -> None:
@@ -46,8 +48,12 @@ class SearchSettings:
         validation_norm: Batch-norm statistics of the validation accuracy.
         augment: "auto" follows the dataset.
         cutout: Side of the square that is cut out of training images, in pixels; 0 is off.
-        precision: Floating-point type of weights and images.
+        precision: Floating-point type of weights and images. "bf16" has those in float32 and runs
+            passes in bfloat16 where torch's autocast says so; "auto" is float32.
         threads: CPU threads of the trial.
+        engine: How a step is run, which changes last bits at most: operation by operation for the
+            device ("eager"), recorded once and replayed ("graph"), or with nothing shared, to
+            compare with ("reference"). "auto" decides by device and method.
 
     Raises:
         ValueError: A value is out of range.
@@ -72,8 +78,9 @@ class SearchSettings:
     validation_norm: Literal["running", "batch"] = "running"
     augment: Augment = "auto"
     cutout: int = 0
-    precision: Precision = "float32"
+    precision: SearchPrecision = "float32"
     threads: int = 1
+    engine: Engine = field(default="auto", metadata={"later": True})
 
     def __post_init__(self) -> None:
         _check(
@@ -96,6 +103,27 @@ class SearchSettings:
             raise ValueError(f"train_share must be in (0, 1), got {self.train_share!r}.")
         if self.nesterov and self.weight_momentum == 0:
             raise ValueError("nesterov needs weight_momentum > 0, got 0.")
+
+
+def resolved(precision: SearchPrecision) -> Literal["float32", "float64", "bf16"]:
+    """Return the precision that a setting stands for.
+
+    `auto` is float32 on every device: bf16 changes results, and no measurement says yet what it is
+    worth. What `auto` stands for depends on nothing but this version, so that keys of rows, which
+    have it resolved, are known before there is a device.
+    """
+    return "float32" if precision == "auto" else precision
+
+
+def identifying_search(search: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a search's settings tells its row from others: all that changes its result.
+
+    The engine does not, but for last bits, and stays out; `precision` is what it stands for.
+    """
+    kept = {key: value for key, value in search.items() if key != "engine"}
+    if "precision" in kept:
+        kept["precision"] = resolved(kept["precision"])
+    return kept
 
 
 @dataclass(frozen=True)
@@ -351,7 +379,6 @@ _SHARED = {
     "gradient_clip": "gradient_clip",
     "augment": "augment",
     "cutout": "cutout",
-    "precision": "precision",
     "threads": "threads",
 }
 """Fields of a retraining that a consistent one takes from the search, by their names there."""
@@ -363,7 +390,7 @@ def consistent_with(
     """Return retraining settings that share size, optimizer and regularisation with the search.
 
     What the search does not have, the retraining has not: no auxiliary head, drop-path, label
-    smoothing, warm-up, averaged weights or mixed precision.
+    smoothing, warm-up or averaged weights; mixed precision where the search had bf16.
 
     Args:
         search: Settings of the search.
@@ -374,6 +401,7 @@ def consistent_with(
         Bi et al., Stabilizing DARTS with Amended Gradient Estimation, arXiv 1910.11831, on the
         consistency of search and re-training; which settings it lists is our reading.
     """
+    precision = resolved(search.precision)
     return replace(
         own,
         channels=channels,
@@ -383,7 +411,8 @@ def consistent_with(
         warmup_epochs=0,
         cutout_ramp=False,
         ema_decay=0.0,
-        mixed_precision=False,
+        precision="float32" if precision == "bf16" else precision,
+        mixed_precision=precision == "bf16",
         compile=False,
         workers=1,
         shared_batch_norm=True,

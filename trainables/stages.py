@@ -50,17 +50,6 @@ class Place:
         """What tells the generators of this stage from those of the first."""
         return f" of stage {self.index + 1}" if self.index else ""
 
-    def whole(self, op_weights: dict[str, Tensor], num_ops: Mapping[str, int]) -> dict[str, Tensor]:
-        """Return op weights of all operations, `(num_edges, num_ops)`, 0 where one is gone."""
-        if self.columns is None:
-            return op_weights
-        filled = {}
-        for name, matrix in op_weights.items():
-            columns = self.columns[name].to(matrix.device)
-            zeros = matrix.new_zeros(len(matrix), num_ops[name])
-            filled[name] = zeros.scatter(1, columns, matrix)
-        return filled
-
     def active(self, num_ops: Mapping[str, int]) -> dict[str, Tensor] | None:
         """Return which operations are left, `(num_edges, num_ops)`, on the CPU; None is all."""
         if self.columns is None:
@@ -71,6 +60,22 @@ class Place:
             )
             for name, columns in self.columns.items()
         }
+
+
+def filled(
+    op_weights: dict[str, Tensor], columns: Mapping[str, Tensor], num_ops: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """Return op weights of all operations, `(num_edges, num_ops)`, 0 where one is gone.
+
+    Args:
+        op_weights: Of those that are left, `(num_edges, kept)`.
+        columns: Which these are, int64 of that shape, on the same device.
+        num_ops: How many there are in all, by cell type.
+    """
+    return {
+        name: matrix.new_zeros(len(matrix), num_ops[name]).scatter(1, columns[name], matrix)
+        for name, matrix in op_weights.items()
+    }
 
 
 def kept_columns(

@@ -18,10 +18,15 @@ from typing import Any
 import torch
 
 from trainables.errors import StateError
-from trainables.settings import Precision
+from trainables.settings import SearchPrecision
 
 Device = torch.device
-DTYPES: Mapping[Precision, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
+DTYPES: Mapping[SearchPrecision, torch.dtype] = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bf16": torch.float32,
+}
+"""Type of weights and images, by precision: with bf16, passes are in another than weights."""
 
 
 # Half a pickle can end in almost anything; what else torch raises here is no matter of the file.
@@ -87,8 +92,16 @@ class Fingerprint:
     torch: str
 
     @classmethod
-    def of(cls, device: Device, precision: Precision) -> Fingerprint:
-        """Return the fingerprint of this process for a trial on `device`."""
+    def of(
+        cls, device: Device, precision: SearchPrecision, engine: str | None = None
+    ) -> Fingerprint:
+        """Return the fingerprint of this process for a trial on `device`.
+
+        Args:
+            device: Where it runs.
+            precision: Of its passes.
+            engine: Name of its code path; None is operation by operation.
+        """
         machine = [platform.system(), _processor(), torch.backends.cpu.get_cpu_capability()]
         if device.type == "cuda":
             machine.append(torch.cuda.get_device_name(device))
@@ -96,7 +109,7 @@ class Fingerprint:
             machine=" / ".join(machine),
             threads=torch.get_num_threads(),
             precision=precision,
-            engine=f"eager-{device.type}",
+            engine=engine or f"eager-{device.type}",
             torch=str(torch.__version__),
         )
 
@@ -112,11 +125,12 @@ def _processor() -> str:
 
 
 def identity_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must be equal for a stored trial to be continued: all but threads and precision.
+    """Return what must be equal for a stored trial to be continued: not how the machine computes.
 
-    Under another thread count or precision a trial goes on, and its fingerprint notes it.
+    Under another thread count, precision or engine a trial goes on, and its fingerprint notes it.
     """
-    return {key: value for key, value in settings.items() if key not in ("threads", "precision")}
+    apart = ("threads", "precision", "engine")
+    return {key: value for key, value in settings.items() if key not in apart}
 
 
 def check_identity(stored: str, own: Mapping[str, Any]) -> None:

@@ -139,13 +139,13 @@ class ConvNorm(nn.Module):
         """Map a source `(B, C, H, W)` to `(B, channels, H', W')`."""
         return self.batch_norm(self.convolution(source.rectified), norm, scale)
 
-    def on_rows(self, source: Source, norm: Norm, scale: Tensor, rows: slice) -> Tensor:
+    def on_rows(self, source: Source, norm: Norm, scale: Tensor | None, rows: slice) -> Tensor:
         """Map a source `(B, C, H, W)` to some of the layer's channels, for no work on the others.
 
         Args:
             source: Node that the layer reads.
             norm: Which statistics.
-            scale: Weight of those channels, contiguous.
+            scale: Weight of those channels, contiguous; None is 1.
             rows: The channels. The layer must not be affine.
         """
         weight = self.convolution.weight[rows]
@@ -175,11 +175,17 @@ class FactorizedReduce(nn.Module):
     def forward(self, source: Source, norm: Norm, scale: Tensor | None = None) -> Tensor:
         """Map a source `(B, C, H, W)` to `(B, channels, ceil(H / 2), ceil(W / 2))`."""
         x = source.rectified
-        height, width = x.shape[-2:]
-        shifted = x[:, :, 1:, 1:]
-        if height % 2 or width % 2:
-            shifted = functional.pad(shifted, (0, width % 2, 0, height % 2))
-        return self.batch_norm(torch.cat([self.even(x), self.odd(shifted)], 1), norm, scale)
+        halves = self.even(x), self.odd(shifted_by_one(x))
+        return self.batch_norm(torch.cat(halves, 1), norm, scale)
+
+
+def shifted_by_one(x: Tensor) -> Tensor:
+    """Return `(B, C, H, W)` without its first row and column, padded to even sides by zeros."""
+    height, width = x.shape[-2:]
+    shifted = x[:, :, 1:, 1:]
+    if height % 2 or width % 2:
+        shifted = functional.pad(shifted, (0, width % 2, 0, height % 2))
+    return shifted
 
 
 class ResidualBlock(nn.Module):

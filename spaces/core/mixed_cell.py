@@ -13,7 +13,7 @@ from spaces.core.errors import SpaceError
 from spaces.core.layers import Source, from_phases
 from spaces.core.layout import CellLayer, CellTopology
 from spaces.core.mixture import Norm, Structure
-from spaces.core.source_mix import NO_DRAWS, Draws, EdgeOutputs, EdgeScales, SourceMix
+from spaces.core.source_mix import NO_DRAWS, CellScales, Draws, EdgeOutputs, SourceMix
 from spaces.core.weighted_sum import weighted_sum
 
 
@@ -49,7 +49,7 @@ class MixedCell(nn.Module):
     def forward(
         self,
         inputs: Sequence[Source],
-        scales: Sequence[EdgeScales],
+        scales: CellScales,
         norm: Norm,
         draws: Draws = NO_DRAWS,
     ) -> Tensor:
@@ -101,7 +101,7 @@ class MixedCell(nn.Module):
         node: int,
         arriving: EdgeOutputs,
         bypassing: EdgeOutputs,
-        scales: Sequence[EdgeScales],
+        scales: CellScales,
         inputs: Sequence[Source],
     ) -> Source:
         plain = arriving.plain

@@ -11,6 +11,10 @@ from torch import Tensor
 Norm = Literal["batch", "batch_and_update", "running"]
 """Statistics of the batch norms: of the batch; of the batch, updating the running ones; running."""
 
+Form = Literal["edge", "wide", "plain"]
+"""How a supernet runs the same operations: shared and edge by edge, which is the fastest on a CPU;
+joined to few and wide calls, for a GPU; one by one with nothing shared, to compare with."""
+
 
 @dataclass(frozen=True)
 class Mixture:

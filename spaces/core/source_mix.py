@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from spaces.core.layers import BatchNorm, ConvNorm, FactorizedReduce, Source
-from spaces.core.mixture import Norm
+from spaces.core.mixture import Form, Norm
 from spaces.core.operations import NOISE, DilatedConv, build_operation, is_pool, noise_like, pool
 from spaces.core.own_operation import OwnOperation
+from spaces.core.plain_mix import run_plainly
+from spaces.core.wide_mix import WideMix
 
 _DENSE = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 
@@ -41,6 +43,27 @@ class EdgeScales:
     def runs(self, column: int) -> bool:
         """Say whether an operation is executed."""
         return self.active is None or self.active[column]
+
+
+@dataclass(frozen=True)
+class CellScales(Sequence[EdgeScales]):
+    """What the edges of a cell are mixed by, one by one and as one tensor.
+
+    Attributes:
+        edges: One for each edge.
+        scalars: Op weights of all edges, edge weights included, `(num_edges * num_ops,)`.
+        vectors: The same, each repeated, `(num_edges * num_ops, C)`.
+    """
+
+    edges: tuple[EdgeScales, ...]
+    scalars: Tensor
+    vectors: Tensor
+
+    def __getitem__(self, edge: Any) -> Any:
+        return self.edges[edge]
+
+    def __len__(self) -> int:
+        return len(self.edges)
 
 
 @dataclass(frozen=True)
@@ -96,7 +119,12 @@ class SourceMix(nn.Module):
         channels: Channels of a node that the operations see.
         stride: 1 or 2.
         pool_norm: Whether pooling is followed by a batch norm.
+
+    Attributes:
+        form: How the operations are run; the weights are the same for all.
     """
+
+    form: Form = "edge"
 
     def __init__(
         self,
@@ -108,6 +136,7 @@ class SourceMix(nn.Module):
         pool_norm: bool,
     ) -> None:
         super().__init__()
+        self._wide: WideMix | None = None
         self.rows = tuple(rows)
         self.channels = channels
         self.stride = stride
@@ -160,7 +189,7 @@ class SourceMix(nn.Module):
     def forward(
         self,
         source: Source,
-        scales: Sequence[EdgeScales],
+        scales: CellScales,
         norm: Norm,
         draws: Draws = NO_DRAWS,
     ) -> list[EdgeOutputs]:
@@ -174,10 +203,15 @@ class SourceMix(nn.Module):
         """
         mine = [scales[row] for row in self.rows]
         outputs = [EdgeOutputs() for _ in mine]
-        self._run_noise(source, mine, outputs, draws)
-        self._run_linear(source, mine, norm, outputs, draws)
-        self._run_dense(source, mine, norm, outputs)
-        self._run_edge_operations(source, mine, norm, outputs)
+        if self.form == "plain":
+            run_plainly(self, source, mine, norm, outputs, draws)
+        elif self.form == "wide" and _all_run(mine):
+            self._run_widely(source, mine, scales, norm, outputs, draws)
+        else:
+            self._run_noise(source, mine, outputs, draws)
+            self._run_linear(source, mine, norm, outputs, draws)
+            self._run_dense(source, mine, norm, outputs)
+            self._run_edge_operations(source, mine, norm, outputs)
         for index, (into, scale) in enumerate(zip(outputs, mine, strict=True)):
             if scale.skip is not None:
                 scalar, vector = scale.skip
@@ -186,6 +220,29 @@ class SourceMix(nn.Module):
                 else:
                     into.plain.append(self.auxiliary_skips[index](source, norm, vector))
         return outputs
+
+    def _run_widely(
+        self,
+        source: Source,
+        mine: Sequence[EdgeScales],
+        scales: CellScales,
+        norm: Norm,
+        outputs: Sequence[EdgeOutputs],
+        draws: Draws,
+    ) -> None:
+        wide = self._wide = self._wide or WideMix(self)
+        self._run_noise(source, mine, outputs, draws)
+        total: Tensor | None = None
+        if wide.joins_linear and draws.skip_dropout == 0:
+            total = wide.linear(source, scales, norm)
+        else:
+            self._run_linear(source, mine, norm, outputs, draws)
+        found = wide.convolutions(source, scales, norm, outputs)
+        if found is not None:
+            total = found if total is None else total + found
+        if total is not None:
+            wide.share_out(total, outputs)
+        self._run_edge_operations(source, mine, norm, outputs, without=wide.joined)
 
     def _run_dense(
         self,
@@ -219,8 +276,11 @@ class SourceMix(nn.Module):
         mine: Sequence[EdgeScales],
         norm: Norm,
         outputs: Sequence[EdgeOutputs],
+        without: Collection[str] = (),
     ) -> None:
         for name in self.edge_operations:
+            if name in without:
+                continue
             operations = cast(nn.ModuleList, self.edge_operations[name])
             for (index, column), operation in zip(self.candidates[name], operations, strict=True):
                 into, scale = outputs[index], mine[index]
@@ -271,6 +331,10 @@ class SourceMix(nn.Module):
                     outputs[index].weighted.append((kept, draws.drop(feature)))
                 else:
                     outputs[index].weighted.append((scalar, feature))
+
+
+def _all_run(mine: Sequence[EdgeScales]) -> bool:
+    return all(scale.active is None or all(scale.active) for scale in mine)
 
 
 def _runs(flags: Sequence[bool]) -> Iterator[tuple[int, int]]:

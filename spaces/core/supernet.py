@@ -20,8 +20,8 @@ from spaces.core.errors import SpaceError
 from spaces.core.layers import Source
 from spaces.core.layout import CellLayer, CellTopology, Layout
 from spaces.core.mixed_cell import MixedCell
-from spaces.core.mixture import PLAIN, Mixture, Norm, Structure
-from spaces.core.source_mix import Draws, EdgeScales, SourceMix
+from spaces.core.mixture import PLAIN, Form, Mixture, Norm, Structure
+from spaces.core.source_mix import CellScales, Draws, EdgeScales, SourceMix
 from spaces.core.trunk import Trunk
 
 
@@ -43,8 +43,8 @@ class CellMixture:
     offsets: Tensor | None
     skip_scale: Tensor | float | None
 
-    def scales(self, channels: int) -> tuple[EdgeScales, ...]:
-        """Return one `EdgeScales` for each edge, for operations that see `channels` channels."""
+    def scales(self, channels: int) -> CellScales:
+        """Return what each edge is mixed by, for operations that see `channels` channels."""
         op_weights, edge_weights, offsets = self.op_weights, self.edge_weights, self.offsets
         num_edges = len(op_weights)
         absent: Sequence[None] = [None] * num_edges
@@ -70,10 +70,11 @@ class CellMixture:
             skips,
             strict=True,
         )
-        return tuple(
+        edges = tuple(
             EdgeScales(scalars.unbind(), vectors.unbind(), *extras)
             for scalars, vectors, *extras in per_edge
         )
+        return CellScales(edges, op_weights.reshape(-1), repeated.view(-1, channels))
 
 
 def _repeated(values: Tensor, channels: int) -> Tensor:
@@ -119,6 +120,12 @@ class Supernet(nn.Module):
         }
         self.to(memory_format=torch.channels_last)
 
+    def use_form(self, form: Form) -> None:
+        """Run the operations in another form from now on; weights and statistics stay."""
+        for module in self.trunk.modules():
+            if isinstance(module, SourceMix):
+                module.form = form
+
     def forward(
         self,
         images: Tensor,
@@ -147,7 +154,7 @@ class Supernet(nn.Module):
         if share > 0 and generator is None:
             raise SpaceError("A mixture with skip_dropout needs a generator, got None.")
         draws = Draws(generator, share)
-        shared: dict[tuple[str, int], tuple[EdgeScales, ...]] = {}
+        shared: dict[tuple[str, int], CellScales] = {}
         seen = dict.fromkeys(self.topologies, 0)
 
         def run_cell(cell: nn.Module, layer: CellLayer, inputs: Sequence[Source]) -> Tensor:

@@ -54,6 +54,9 @@ class _WeightedSum(torch.autograd.Function):
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
+    if a.dtype == torch.bfloat16:
+        # It is the gradient of an op weight: a sum of eight bits would tell little of it.
+        a, b = a.float(), b.float()
     return torch.dot(_flat(a), _flat(b))
 
 

@@ -19,9 +19,10 @@ HEAVY = ("ray", "mlflow", "optuna", "typer", "pydantic", "orchestrator")
 
 def test_steps_on_two_devices_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "SPACES", SPACES[:1])
+    monkeypatch.setitem(METHODS, "sdarts_adv", {**METHODS["sdarts_adv"], "steps": 1})
     before = dict(METHODS)
     found = list(gpu_check.check_equal_steps(torch.device("cpu")))
-    assert len(found) == len(METHODS)
+    assert [check["engine"] for check in found] == ["eager-cpu", "graph-stub-cpu"] * len(METHODS)
     assert all(check["passed"] and check["distance"] == 0 for check in found)
     assert before == METHODS
 
@@ -41,9 +42,9 @@ def test_it_needs_torch_alone_and_says_what_it_found() -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     document = json.loads(done.stdout.splitlines()[-1])
-    assert len(document["checks"]) == len(METHODS)
+    assert len(document["checks"]) == 2 * len(METHODS)
     cases = [row["case"].split()[0] for row in document["rows"]]
-    assert cases == ["step"] * len(METHODS) + ["search", "seeds", "pipeline"]
+    assert cases == ["step", "engines"] * len(METHODS) + ["search", "seeds", "pipeline"]
     assert "There is no GPU" in done.stdout
 
 
@@ -54,6 +55,7 @@ def test_without_torchvision_steps_are_measured_all_the_same(
     monkeypatch.setattr(gpu_check, "METHODS", {"darts": METHODS["darts"]})
     monkeypatch.setattr(gpu_check, "find_spec", lambda name: None)
     rows = list(gpu_check.measurements(torch.device("cpu"), float("inf")))
-    assert [row["case"].split()[0] for row in rows] == ["step"]
+    assert [row["case"].split()[0] for row in rows] == ["step", "engines"]
+    assert rows[1]["speedup"] == rows[1]["reference_s"] / rows[1]["ours_s"]
     assert "needs torchvision" in capsys.readouterr().out
     assert list(gpu_check.measurements(torch.device("cpu"), 0.0)) == []

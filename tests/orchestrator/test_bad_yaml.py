@@ -127,6 +127,18 @@ BAD: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
         good(search="{epochs: {grid: [4, -4]}}"),
         ("search.epochs must be > 0, got -4",),
     ),
+    "engines_as_a_sweep": (
+        good(search="{engine: {grid: [eager, graph]}}"),
+        ("search.engine must be one of them, got a sweep", "changes no result"),
+    ),
+    "auto_in_a_sweep": (
+        good(search="{precision: {grid: [auto, bf16]}}"),
+        ("search.precision must not be swept over auto, which is float32",),
+    ),
+    "unknown_engine": (
+        good(search="{engine: compile}"),
+        ("search.engine must be one of auto, eager, graph, reference, got 'compile'",),
+    ),
     "wrong_type_in_grid": (
         good(search="{epochs: {grid: [4, x]}}"),
         ("search.epochs.grid[1] must be int, got 'x'",),

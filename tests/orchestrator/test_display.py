@@ -141,6 +141,19 @@ def test_a_dry_run_says_trials_resources_time_and_disk() -> None:
     for part in ("2.0 s  darts", "1 genotype, 5 epochs", "2 min 05 s", "3.0 MB", "a note"):
         assert part in text
     assert text.endswith("Nothing was started.")
+    assert "engine " not in text
+
+
+def test_a_dry_run_says_how_steps_are_run_and_why() -> None:
+    def lines(**engines: str) -> list[str]:
+        estimate = Estimate([], 1, 0, 1, 0, 1, {}, 1.0, 1, engines=engines)
+        return [line for line in display.estimate_lines(estimate) if line.startswith("engine")]
+
+    assert lines(darts="eager: because", gdas="eager: because") == ["engine     eager: because"]
+    assert lines(darts="graph: so", gdas="eager: it draws") == [
+        "engine     graph: so (darts)",
+        "engine     eager: it draws (gdas)",
+    ]
 
 
 def test_an_outline_has_a_line_a_value() -> None:

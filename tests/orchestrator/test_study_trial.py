@@ -68,6 +68,7 @@ def test_each_epoch_leaves_a_state_and_the_end_leaves_a_row(tmp_path: Path) -> N
     )
     assert row.environment["git"] == "abc"
     assert row.environment["fingerprint"]["threads"] == 1
+    assert row.environment["engine"].startswith("eager-cpu in float32: on a CPU")
 
 
 def test_a_new_process_goes_on_from_the_last_epoch_bit_for_bit(tmp_path: Path) -> None:

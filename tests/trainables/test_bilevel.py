@@ -60,10 +60,10 @@ def test_alphas_step_first_and_both_use_the_same_training_batch(
     train_batch, val_batch = trial._data.next_batches()
     loss = bilevel._loss
 
-    def noted(mixture: Mixture, batch: Any, norm: Norm) -> tuple[Tensor, Tensor]:
+    def noted(mixture: Mixture, batch: Any, norm: Norm, **exact: bool) -> tuple[Tensor, Tensor]:
         name = {id(train_batch): "train", id(val_batch): "val"}[id(batch)]
         passes.append((name, norm))
-        return loss(mixture, batch, norm)
+        return loss(mixture, batch, norm, **exact)
 
     monkeypatch.setattr(bilevel, "_loss", noted)
     clocks = Stopwatch(trial.device), Stopwatch(trial.device)

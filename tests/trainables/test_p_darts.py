@@ -18,7 +18,7 @@ from tests.trainables.searches import SPACES, differences, small_search
 from trainables.method import SearchPoint
 from trainables.methods.p_darts import Config, restrict_skips, skip_dropout, stages
 from trainables.search import SearchTrial
-from trainables.stages import Place, kept_columns
+from trainables.stages import Place, filled, kept_columns
 from trainables.stored import open_final
 
 pytestmark = pytest.mark.usefixtures("tiny_plugins")
@@ -205,7 +205,9 @@ def test_columns_are_kept_by_op_weight_with_ties_to_the_first() -> None:
     assert kept_columns({"c": matrix}, 2)["c"].tolist() == [[1, 3], [0, 1]]
     assert kept_columns({"c": matrix}, 9)["c"].shape == (2, 4)
     place = Place(1, 0, 1, {"c": torch.tensor([[1, 3], [0, 1]])})
-    whole = place.whole({"c": torch.tensor([[0.6, 0.4], [0.9, 0.1]])}, {"c": 4})["c"]
+    assert place.columns is not None
+    left = {"c": torch.tensor([[0.6, 0.4], [0.9, 0.1]])}
+    whole = filled(left, place.columns, {"c": 4})["c"]
     torch.testing.assert_close(whole, torch.tensor([[0.0, 0.6, 0.0, 0.4], [0.9, 0.1, 0.0, 0.0]]))
     active = place.active({"c": 4})
     assert active is not None

@@ -190,7 +190,8 @@ CHANGES: dict[str, Any] = {
 
 
 def test_every_setting_is_tried() -> None:
-    assert set(CHANGES) == set(field_names(SearchSettings))
+    # An engine changes no result; tests/trainables/test_engine.py is about it.
+    assert set(CHANGES) | {"engine"} == set(field_names(SearchSettings))
 
 
 @pytest.fixture(scope="module")

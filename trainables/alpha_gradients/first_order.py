@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainables.implicit import first_order
-from trainables.method import AlphaGradient
+from trainables.method import AlphaGradient, first_order_gradient
 
 SOURCE = "Liu, Simonyan, Yang: DARTS, ICLR 2019, arXiv 1806.09055, section 2.3 with xi = 0"
 RESULTS_VERSION = 1
@@ -18,4 +17,4 @@ class Config:
 
 def build(_config: Config) -> AlphaGradient:
     """Return the alpha gradient."""
-    return lambda problem, _at: first_order(problem)
+    return first_order_gradient

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from spaces.core.mixture import Structure
 from trainables.errors import MethodError
@@ -57,11 +59,17 @@ def softmax_per_node(edge_alphas: Alphas, at: SearchPoint) -> OpWeights:
     for name, logits in edge_alphas.items():
         rows = range(len(logits))
         edges = at.space.edges[name] if at.space.has_edges else [(row, row) for row in rows]
-        targets = torch.tensor([target for _, target in edges])
-        same_node = (targets[:, None] == targets).to(logits.device)
-        among = logits.expand(len(targets), -1).masked_fill(~same_node, -torch.inf)
+        elsewhere = _elsewhere(tuple(target for _, target in edges), logits.device)
+        among = logits.expand(len(edges), -1).masked_fill(elsewhere, -torch.inf)
         weights[name] = torch.softmax(among, dim=-1).diagonal()
     return weights
+
+
+@lru_cache(maxsize=64)
+def _elsewhere(targets: tuple[int, ...], device: torch.device) -> Tensor:
+    # Made once: a copy to a GPU in every pass would make it wait.
+    ends = torch.tensor(targets)
+    return (ends[:, None] != ends).to(device)
 
 
 def build(config: Config) -> Method:
