@@ -18,7 +18,11 @@ import torch
 from benchmarks import seeds
 from benchmarks.measuring import measure_floor
 from benchmarks.step import METHODS, SPACES, Size, compare_engines, make_pair, measure
+from benchmarks.trials import use_random_images
+from spaces.core import plugins
+from spaces.core.errors import NasError
 from trainables.capture import WARM_UP
+from trainables.search import SearchTrial
 from trainables.settings import Engine
 from trainables.state import Fingerprint
 
@@ -27,6 +31,19 @@ _TOLERANCE = 1e-9
 _STEPS = WARM_UP + 2  # the last of them are replayed
 _ENGINES: tuple[Engine, ...] = ("eager", "graph")
 _BUDGET_S = 540.0
+# A space with cells of each kind, and the setting that says how many.
+CELL_SPACES: dict[str, tuple[str, int] | None] = {
+    "nasbench201": ("cells_per_stage", 1),
+    "darts": ("cells", 3),
+    "nasbench1shot1_1": None,
+}
+METHODS_TO_SEARCH = plugins.available("methods")
+# What keeps a method small here, or what it needs: an epoch of alphas in each stage of p_darts.
+_SMALL_METHODS: dict[str, dict[str, Any]] = {
+    "random": {"candidates": 5, "finalists": 2},
+    "p_darts": {"added_cells": [0, 0, 0]},
+}
+_EPOCHS = {"p_darts": 6}
 
 
 def check_equal_steps(device: torch.device) -> Iterator[dict[str, Any]]:
@@ -69,6 +86,28 @@ def _alphas_after(
         pair.ours()
     alphas = {name: alpha.detach().cpu() for name, alpha in pair.bilevel.alphas.items()}
     return alphas, pair.bilevel.engine.label
+
+
+def check_methods(device: torch.device) -> Iterator[dict[str, Any]]:
+    """Yield whether every method searches an epoch of every kind of cell and finds a genotype."""
+    use_random_images()
+    for space, cells in CELL_SPACES.items():
+        for method in METHODS_TO_SEARCH:
+            size = {"channels": 4} if cells is None else {"channels": 4, cells[0]: cells[1]}
+            passed, why = True, ""
+            try:
+                trial = SearchTrial(
+                    space={"name": space, **size},
+                    dataset={"name": "random_images", "images": 32, "side": 16},
+                    method={"name": method, **_SMALL_METHODS.get(method, {})},
+                    search={"epochs": _EPOCHS.get(method, 2), "batch_size": 8},
+                    device=device,
+                )
+                trial.run()
+                passed = not trial.diverged and trial.genotype_epoch > 0
+            except (NasError, RuntimeError) as error:
+                passed, why = False, f"{type(error).__name__}: {error}"
+            yield {"check": f"search {space} {method}", "passed": passed, "why": why}
 
 
 def check_synchronisations(device: torch.device) -> Iterator[dict[str, Any]]:
@@ -134,7 +173,8 @@ def main() -> int:
     if device.type != "cuda":
         print("There is no GPU: the same code runs on the CPU, at a size that measures nothing.")
     checks: list[dict[str, Any]] = []
-    for found in (*check_equal_steps(device), *check_synchronisations(device)):
+    found_checks = (check_methods, check_equal_steps, check_synchronisations)
+    for found in (found for check in found_checks for found in check(device)):
         checks.append(found)
         print(f"{'passed' if found['passed'] else 'FAILED'}  {found['check']}", flush=True)
     rows = []

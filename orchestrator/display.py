@@ -232,9 +232,35 @@ def estimate_lines(estimate: Estimate) -> list[str]:
         lines.append(f"retrain    {estimate.retrain}")
     lines.append(f"time       about {show_time(estimate.total_s)} (from a measured step)")
     lines.append(f"disk       about {show_bytes(estimate.disk_bytes)}")
+    if estimate.memory_bytes:
+        lines.append(f"memory     {_memory(estimate)}")
     lines += estimate.notes
     lines.append("Nothing was started.")
     return lines
+
+
+def _memory(estimate: Estimate) -> str:
+    """Return the peak of the largest trial, and of those that share a machine or a GPU."""
+    label, peak = max(estimate.memory_bytes.items(), key=lambda item: item[1])
+    text = f"at most about {show_bytes(peak)} a trial ({label})"
+    there = estimate.memory_there
+    if there is None:
+        return text
+    of_gpu = estimate.gpus_per_trial > 0
+    sharing = estimate.concurrent
+    if of_gpu:
+        sharing = min(sharing, max(1, round(1 / estimate.gpus_per_trial)))
+    text += f", {show_bytes(sharing * peak)} for {sharing} at a time"
+    text += f"; {'a GPU' if of_gpu else 'the machine'} has {show_bytes(there)}"
+    if sharing * peak <= there:
+        return text
+    fitting = int(there // peak)
+    if not fitting:
+        return text + ": TOO LITTLE for one. Lower search.batch_size or the size of the network"
+    setting = (
+        f"tune.per_trial.gpus: {1 / fitting:.4g}" if of_gpu else f"tune.max_concurrent: {fitting}"
+    )
+    return text + f": TOO LITTLE. Set {setting}"
 
 
 def outline(document: Mapping[str, Any], indent: int = 0) -> list[str]:

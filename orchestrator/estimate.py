@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import factors, planning, sweep
+from orchestrator import factors, memory, planning, sweep
 from orchestrator.errors import StudyError
 from orchestrator.experiment import Experiment
 from orchestrator.progress import Estimate, TrialPlan
@@ -89,11 +89,20 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         + kept * largest
         + (3 + 2 * max(map(_states_kept, units))) * busy * largest
         + 2 * rows_bytes,
+        memory_bytes=memory.by_label(
+            units, lambda unit: _kind(unit.settings), device_of(experiment)
+        ),
+        memory_there=memory.there(experiment),
         retrain=retrain,
         notes=[*notes_of(experiment), *_probe_notes(experiment, probes), *retrain_notes],
         schedules={unit.label: text for unit in units if (text := _schedule(unit))},
         engines=engines,
     )
+
+
+def device_of(experiment: Experiment) -> str:
+    """Return where trials run."""
+    return "cuda" if experiment.tune.per_trial.gpus > 0 else "cpu"
 
 
 def _states_kept(unit: Unit) -> int:
@@ -193,6 +202,10 @@ def _probe_s(experiment: Experiment, seconds: Mapping[str, float], epochs: int) 
     )
 
 
+def _kind_of(unit: Unit) -> str:
+    return _kind(unit.settings)
+
+
 def _kind(settings: Mapping[str, Any]) -> str:
     """Return what the time of a step depends on: everything but learning rates and the like."""
     search = settings["search"]
@@ -286,7 +299,7 @@ def _search_trial(experiment: Experiment, unit: Unit) -> SearchTrial:
         selection=settings["selection"],
         diagnostics=settings.get("diagnostics"),
         search=dict(settings["search"]),
-        device="cuda" if experiment.tune.per_trial.gpus > 0 else "cpu",
+        device=device_of(experiment),
     )
 
 
@@ -314,7 +327,7 @@ def _measure_retraining(
             workers=1,
             shared_batch_norm=True,
         ),
-        device="cuda" if experiment.tune.per_trial.gpus > 0 else "cpu",
+        device=device_of(experiment),
     )
     groups = {planning.retrain_group(experiment, unit.settings)}
     if retrain.per == "method":

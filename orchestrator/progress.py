@@ -94,6 +94,9 @@ class Estimate:
         schedules: What changes over the epochs of a search, resolved, by row label.
         total_s: Estimated seconds of the whole study.
         disk_bytes: Estimated size of the study folder.
+        memory_bytes: Peak memory of a trial, by row label: of its process, or of what torch has
+            on a GPU. Without those that could not be measured.
+        memory_there: Bytes of memory of the machine, or of its smallest GPU; None if unknown.
         retrain: One line on the retrainings, or an empty text.
         notes: Further lines for the reader.
         engines: How steps of a search are run and why so, by row label.
@@ -108,6 +111,8 @@ class Estimate:
     seconds_per_epoch: Mapping[str, float]
     total_s: float
     disk_bytes: int
+    memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    memory_there: int | None = None
     retrain: str = ""
     notes: list[str] = field(default_factory=list)
     schedules: Mapping[str, str] = field(default_factory=dict)

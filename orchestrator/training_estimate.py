@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import estimate as of_searches
-from orchestrator import factors, planning, sweep
+from orchestrator import factors, memory, planning, sweep
 from orchestrator.experiment import Experiment
 from orchestrator.pbt_section import number_copied
 from orchestrator.population_units import plans
@@ -77,6 +77,8 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         seconds_per_epoch=seconds,
         total_s=of_searches.START_S + of_searches.WORKERS_START_S + slower * training_s / busy,
         disk_bytes=of_searches.FIXED_BYTES + (kept + states) * largest + 2 * rows_bytes,
+        memory_bytes=memory.by_label(units, _kind, of_searches.device_of(experiment)),
+        memory_there=memory.there(experiment),
         notes=[*_population_notes(experiment), *of_searches.notes_of(experiment), *notes],
     )
 
@@ -120,8 +122,7 @@ def _measure(
     notes: list[str] = []
     share = float(experiment.swept["val_share"])
     for unit in units:
-        retrain = unit.settings["retrain"]
-        kind = repr([unit.extra["genotype_hash"], [retrain[word] for word in _WORDS]])
+        kind = _kind(unit)
         if kind not in measured:
             trial = _trial(experiment, unit)
             epoch_s = trial.time_steps(2) * trial.steps_per_epoch
@@ -130,6 +131,11 @@ def _measure(
             notes += trial.notes
         seconds[unit.label], sizes[unit.label] = measured[kind]
     return seconds, sizes, list(dict.fromkeys(notes))
+
+
+def _kind(unit: Unit) -> str:
+    retrain = unit.settings["retrain"]
+    return repr([unit.extra["genotype_hash"], [retrain[word] for word in _WORDS]])
 
 
 def _trial(experiment: Experiment, unit: Unit) -> RetrainTrial:
@@ -147,5 +153,5 @@ def _trial(experiment: Experiment, unit: Unit) -> RetrainTrial:
             "workers": 1,
             "shared_batch_norm": True,
         },
-        device="cuda" if experiment.tune.per_trial.gpus > 0 else "cpu",
+        device=of_searches.device_of(experiment),
     )

@@ -27,11 +27,23 @@ def test_steps_on_two_devices_are_compared(monkeypatch: pytest.MonkeyPatch) -> N
     assert before == METHODS
 
 
+def test_a_method_that_cannot_search_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "METHODS_TO_SEARCH", ("darts", "p_darts"))
+    monkeypatch.setattr(gpu_check, "CELL_SPACES", {"nasbench201": ("cells_per_stage", 1)})
+    monkeypatch.setattr(gpu_check, "_EPOCHS", {"p_darts": 2})  # fewer than its stages
+    monkeypatch.setenv("NAS_PLUGINS", "")
+    passed, failed = gpu_check.check_methods(torch.device("cpu"))
+    assert (passed["check"], passed["passed"]) == ("search nasbench201 darts", True)
+    assert (failed["check"], failed["passed"]) == ("search nasbench201 p_darts", False)
+    assert "stages" in failed["why"]
+
+
 def test_it_needs_torch_alone_and_says_what_it_found() -> None:
     code = (
         "import sys, torch\n"
         "from benchmarks import gpu_check\n"
         "gpu_check.SPACES = gpu_check.SPACES[:1]\n"
+        "gpu_check.METHODS_TO_SEARCH = ('gdas',)\n"
         "torch.cuda.is_available = lambda: False\n"
         "status = gpu_check.main()\n"
         f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
@@ -42,7 +54,9 @@ def test_it_needs_torch_alone_and_says_what_it_found() -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     document = json.loads(done.stdout.splitlines()[-1])
-    assert len(document["checks"]) == 2 * len(METHODS)
+    checks = [check["check"] for check in document["checks"]]
+    assert checks[:3] == [f"search {space} gdas" for space in gpu_check.CELL_SPACES]
+    assert len(checks) == 3 + 2 * len(METHODS)
     cases = [row["case"].split()[0] for row in document["rows"]]
     assert cases == ["step", "engines"] * len(METHODS) + ["search", "seeds", "pipeline"]
     assert "There is no GPU" in done.stdout

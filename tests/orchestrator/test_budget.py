@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
+from orchestrator import memory
 from orchestrator.budget import Budget, read_spending, write_spending
 from orchestrator.commands_study import study_state
 from orchestrator.config import load_experiment
@@ -185,7 +186,10 @@ def test_a_bigger_budget_runs_what_was_left_out(tmp_path: Path, nas_here: here.N
     assert load_experiment(study.experiment_file).retrain is not None
 
 
-def test_a_dry_run_says_for_how_many_the_budget_is_enough(tmp_path: Path) -> None:
+def test_a_dry_run_says_for_how_many_the_budget_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "peaks", lambda requests: [None] * len(requests))
     plan = "{epochs: 2, batch_size: 256, channels: 2, cells: 1, auxiliary_weight: 0.0, top_k: 3"
     whole = estimate(experiment(tmp_path, f"{plan}, budget_hours: 100}}"))
     assert "at most 6 of 2 epochs" in whole.retrain

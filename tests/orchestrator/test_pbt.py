@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 from ray.tune.search import Searcher
 
-from orchestrator import cleaning, ledger, planning, population_file, population_run
+from orchestrator import cleaning, ledger, memory, planning, population_file, population_run
 from orchestrator.commands_study import study_state
 from orchestrator.config import check_data, check_methods, dump, load_experiment, load_resolved
 from orchestrator.errors import ConfigError
@@ -311,7 +311,10 @@ def test_searches_have_no_populations(tmp_path: Path) -> None:
         load(tmp_path, text=text)
 
 
-def test_a_dry_run_counts_members_and_generations(tmp_path: Path) -> None:
+def test_a_dry_run_counts_members_and_generations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "peaks", lambda requests: [None] * len(requests))
     experiment = load(tmp_path, "seeds=[0, 1]")
     check_data(experiment)
     check_methods(experiment)

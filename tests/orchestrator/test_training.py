@@ -256,6 +256,9 @@ def test_a_dry_run_counts_retrainings(tmp_path: Path) -> None:
     found = estimate(load(tmp_path, "seeds=[0]"), tmp_path)
     assert (found.stage, len(found.trials)) == ("retrain", 2)
     assert found.total_s > 0
+    assert sorted(found.memory_bytes) == sorted(found.seconds_per_epoch)
+    assert all(size > 10**8 for size in found.memory_bytes.values())  # a process with torch
+    assert max(found.memory_bytes.values()) < (found.memory_there or 0)
 
 
 def test_such_a_study_is_not_retrained(tmp_path: Path) -> None:
