@@ -206,8 +206,10 @@ def load(kind: str, name: str) -> types.ModuleType:
         UnknownPluginError: `kind` has no plug-in of that name, or a user's file cannot be imported.
     """
     info = describe(kind, name)
-    if info.module in sys.modules:
-        return sys.modules[info.module]
+    known = sys.modules.get(info.module)
+    # A user's plug-in of that name may have been another folder's when it was imported.
+    if known is not None and _is_from(known, info):
+        return known
     if not info.module.startswith("nas_plugins."):
         return importlib.import_module(info.module)
     spec = importlib.util.spec_from_file_location(info.module, info.path)
@@ -226,6 +228,11 @@ def load(kind: str, name: str) -> types.ModuleType:
             f"({Path(line.filename).name}, line {line.lineno})."
         ) from error
     return module
+
+
+def _is_from(module: types.ModuleType, info: PluginInfo) -> bool:
+    users = info.module.startswith("nas_plugins.")
+    return not users or Path(str(module.__file__)) == info.path
 
 
 def make_config(

@@ -470,3 +470,17 @@ def test_a_plug_in_that_fails_at_import_is_explained_each_time(
     for _ in range(2):
         with pytest.raises(UnknownPluginError, match=r"cannot be imported: KeyError.*line 7"):
             small_search("broken")
+
+
+def test_a_plug_in_of_another_folder_takes_the_place_of_its_namesake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = "@dataclass(frozen=True)\nclass Config:\n    pass\n"
+    for name in ("one", "two"):
+        file = tmp_path / name / "methods" / "namesake.py"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"from dataclasses import dataclass\n\nWHO = {name!r}\n\n{config}")
+        monkeypatch.setenv(plugins.ENVIRONMENT_VARIABLE, str(tmp_path / name))
+        module = plugins.load("methods", "namesake")
+        assert name == module.WHO
+        assert plugins.load("methods", "namesake") is module
