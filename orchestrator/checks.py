@@ -83,10 +83,11 @@ def check_hardware(experiment: Experiment) -> None:
             f"tune.per_trial.cpus must be <= {allowed}, got {asked.cpus:g}: {source} {allowed}."
         )
     gpus = visible_gpus()
-    if gpus is not None and asked.gpus > gpus:
+    if gpus is not None and asked.most_gpus > gpus:
         hint = " Set tune.per_trial.gpus=0 to run on the CPU." if gpus == 0 else ""
+        got = asked.gpus if asked.gpus == "auto" else f"{asked.gpus:g}"
         problems.append(
-            f"tune.per_trial.gpus must be <= {gpus}, got {asked.gpus:g}: "
+            f"tune.per_trial.gpus must be <= {gpus}, got {got}: "
             f"{gpus} NVIDIA GPUs are visible on this machine.{hint}"
         )
     problems += _retraining_problems(experiment, allowed, gpus)
@@ -98,7 +99,7 @@ def _retraining_problems(experiment: Experiment, cpus: int, gpus: int | None) ->
     asked, workers = experiment.tune.per_trial, experiment.workers
     problems = []
     if workers > 1:
-        for name, each, there in (("cpus", asked.cpus, cpus), ("gpus", asked.gpus, gpus)):
+        for name, each, there in (("cpus", asked.cpus, cpus), ("gpus", asked.most_gpus, gpus)):
             if there is not None and each <= there < each * workers:
                 problems.append(
                     f"retrain.workers must be <= {int(there / each)}, got {workers}: each "
@@ -106,7 +107,7 @@ def _retraining_problems(experiment: Experiment, cpus: int, gpus: int | None) ->
                 )
     if experiment.compiles:
         try:
-            check_compiler("cuda" if asked.gpus > 0 else "cpu")
+            check_compiler("cuda" if asked.on_gpu else "cpu")
         except StateError as error:
             problems.append(str(error))
     return problems

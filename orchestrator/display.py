@@ -244,7 +244,7 @@ def _memory(estimate: Estimate) -> str:
     label, peak = max(estimate.memory_bytes.items(), key=lambda item: item[1])
     text = f"at most about {show_bytes(peak)} a trial ({label})"
     there = estimate.memory_there
-    if there is None:
+    if there is None or estimate.packed:
         return text
     of_gpu = estimate.gpus_per_trial > 0
     sharing = estimate.concurrent

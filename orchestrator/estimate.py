@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import factors, memory, planning, sweep
+from orchestrator import factors, packing, planning, sweep
 from orchestrator.errors import StudyError
 from orchestrator.experiment import Experiment
+from orchestrator.kinds import kind_of
 from orchestrator.progress import Estimate, TrialPlan
 from orchestrator.study import Study
 from orchestrator.units import Unit
@@ -51,9 +52,10 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         return training_estimate.estimate(experiment, root)
     per_trial = experiment.tune.per_trial
     resources = resources_of(experiment)
-    concurrent = sweep.fits(resources, per_trial.cpus, per_trial.gpus)
+    units = units_of(experiment)
+    weighed = packing.weigh(experiment, units)
+    concurrent = sweep.fits(resources, per_trial.cpus, weighed.gpus)
     concurrent = min(concurrent, experiment.tune.max_concurrent or concurrent)
-    units = _units(experiment)
     study = existing(experiment.name, root)
     plans = [
         TrialPlan(unit.label, seed, unit.config_id, study is not None and _has(study, key))
@@ -70,14 +72,14 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
     busy = max(1, min(concurrent, len(units)))
     retrain_s, retrain, retrain_notes = _measure_retraining(experiment, units)
     start_s = START_S + WORKERS_START_S * (1 + bool(retrain_s))
-    slower = SIDE_BY_SIDE if busy > 1 and per_trial.gpus == 0 else 1.0
+    slower = SIDE_BY_SIDE if busy > 1 and not per_trial.on_gpu else 1.0
     kept = len(plans) if experiment.kept is None else min(experiment.kept, len(plans))
     rows_bytes = sum(unit.epochs * len(unit.rows) for unit in units) * ROW_BYTES
     largest = max(sizes.values())
     return Estimate(
         trials=plans,
         cpus_per_trial=per_trial.cpus,
-        gpus_per_trial=per_trial.gpus,
+        gpus_per_trial=weighed.gpus,
         cluster_cpus=resources.get("CPU", 0.0),
         cluster_gpus=resources.get("GPU", 0.0),
         concurrent=concurrent,
@@ -89,12 +91,16 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         + kept * largest
         + (3 + 2 * max(map(_states_kept, units))) * busy * largest
         + 2 * rows_bytes,
-        memory_bytes=memory.by_label(
-            units, lambda unit: _kind(unit.settings), device_of(experiment)
-        ),
-        memory_there=memory.there(experiment),
+        memory_bytes=weighed.peaks,
+        memory_there=weighed.there,
+        packed=per_trial.gpus == "auto",
         retrain=retrain,
-        notes=[*notes_of(experiment), *_probe_notes(experiment, probes), *retrain_notes],
+        notes=[
+            *weighed.notes,
+            *notes_of(experiment),
+            *_probe_notes(experiment, probes),
+            *retrain_notes,
+        ],
         schedules={unit.label: text for unit in units if (text := _schedule(unit))},
         engines=engines,
     )
@@ -102,7 +108,7 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
 
 def device_of(experiment: Experiment) -> str:
     """Return where trials run."""
-    return "cuda" if experiment.tune.per_trial.gpus > 0 else "cpu"
+    return "cuda" if experiment.tune.per_trial.on_gpu else "cpu"
 
 
 def _states_kept(unit: Unit) -> int:
@@ -118,7 +124,8 @@ def _states_kept(unit: Unit) -> int:
     return sum(rule.due(epoch, unit.epochs) for epoch in range(min(reach + 1, unit.epochs)))
 
 
-def _units(experiment: Experiment) -> list[Unit]:
+def units_of(experiment: Experiment) -> list[Unit]:
+    """Return what would run; what Optuna will draw is stood for by random draws."""
     identity = planning.identity(experiment, plugins_digest=planning.plugins_digest())
     configurations = configurations_of(experiment)
     labels = factors.label(configurations)
@@ -180,9 +187,9 @@ def _measure(
     sizes: dict[str, int] = {}
     probes: dict[str, dict[str, float]] = {}
     engines: dict[str, str] = {}
-    measured: dict[str, tuple[float, int, dict[str, float], str]] = {}
+    measured: dict[tuple[str, str], tuple[float, int, dict[str, float], str]] = {}
     for unit in units:
-        kind = _kind(unit.settings)
+        kind = kind_of(unit)
         if kind not in measured:
             trial = _search_trial(experiment, unit)
             step = trial.time_steps(2)
@@ -200,24 +207,6 @@ def _probe_s(experiment: Experiment, seconds: Mapping[str, float], epochs: int) 
         math.ceil(epochs / int(experiment.diagnostics[name]["every"])) * each
         for name, each in seconds.items()
     )
-
-
-def _kind_of(unit: Unit) -> str:
-    return _kind(unit.settings)
-
-
-def _kind(settings: Mapping[str, Any]) -> str:
-    """Return what the time of a step depends on: everything but learning rates and the like."""
-    search = settings["search"]
-    words = ("batch_size", "precision", "threads", "train_share", "cutout", "engine")
-    method = _without_floats(settings["method"])
-    return repr([method, settings["space"], [search.get(word) for word in words]])
-
-
-def _without_floats(node: Any) -> Any:
-    if isinstance(node, Mapping):
-        return {k: _without_floats(v) for k, v in node.items() if not isinstance(v, float)}
-    return node
 
 
 def _schedule(unit: Unit) -> str:

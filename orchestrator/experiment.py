@@ -93,11 +93,22 @@ class PerTrial(Record):
 
     Attributes:
         cpus: CPU cores.
-        gpus: GPUs: 0, a share 1/n or a whole number.
+        gpus: GPUs: 0, a share 1/n or a whole number; "auto" is for each kind of trial the smallest
+            share whose memory is enough, measured before it starts.
     """
 
     cpus: float = 1.0
-    gpus: float = 0.0
+    gpus: float | Literal["auto"] = 0.0
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether trials run on a GPU."""
+        return self.gpus != 0
+
+    @property
+    def most_gpus(self) -> float:
+        """GPUs that a trial asks for at most."""
+        return 1.0 if self.gpus == "auto" else self.gpus
 
 
 class Tune(Record):

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 _STEPS = 2
+_STEPS_ON_GPU = 6
+"""So many that steps have been recorded, where they are."""
 
 
 def main() -> None:
@@ -53,22 +55,32 @@ def _forked(request: Mapping[str, Any], code: int) -> int | None:
 
 
 def _peak(request: Mapping[str, Any], code: int) -> int:
-    """Run steps of a trial, and keep and save its state as an epoch does."""
-    from trainables.timing import peak_memory_bytes, reset_peak_memory
+    """Run steps of every seed of a trial, and keep and save their states as an epoch does."""
+    from trainables.timing import peak_memory_bytes
 
-    trial = _trial(request)
-    reset_peak_memory(trial.device)
-    before = trial.state_dict()
-    trial.time_steps(_STEPS)
-    with tempfile.TemporaryDirectory() as folder:
-        trial.save_state(Path(folder) / "state.pt")
-    peak = peak_memory_bytes(trial.device)
-    del before
-    status = _status()
-    if trial.device.type == "cpu" and status:
+    trials = [_trial(request) for _ in request["config"].get("seeds") or [0]]
+    device = trials[0].device
+    for trial in trials:
+        before = trial.state_dict()
+        trial.time_steps(_STEPS if device.type == "cpu" else _STEPS_ON_GPU)
+        with tempfile.TemporaryDirectory() as folder:
+            trial.save_state(Path(folder) / "state.pt")
+        del before
+    if device.type == "cuda":
+        # What a recorded step keeps for its replays is reserved, and free for nobody else.
+        return reserved_on_gpu(device)
+    peak, status = peak_memory_bytes(device), _status()
+    if status:
         # A fork begins without the code that its parent has in memory, but has all its data.
         peak = status["VmHWM"] - status["RssFile"] + max(code, status["RssFile"])
     return peak
+
+
+def reserved_on_gpu(device: Any) -> int:
+    """Return the bytes of a GPU that torch had for itself at its peak."""
+    import torch
+
+    return int(torch.cuda.max_memory_reserved(device))
 
 
 def _status() -> dict[str, int]:

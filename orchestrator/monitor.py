@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from orchestrator.ledger import Row, Status, read_row, replace_file
+from orchestrator.more_room import is_short_of_memory
 from orchestrator.outbox import Outbox, epoch_record, row_record, start_record
 from orchestrator.progress import Progress, Reporter, Stage
 from orchestrator.study import Study
@@ -89,6 +90,19 @@ class Monitor:
             for key in unit.rows.values()
         )
 
+    def ran_out(self, unit: Unit) -> bool:
+        """Return whether a seed of a unit ran out of memory."""
+        return any(self.statuses.get(key) == "oom" for key in unit.rows.values())
+
+    def reopen(self, units: Iterable[Unit]) -> None:
+        """Take note that units run once more after they had ended."""
+        self.stage_started = time.time()
+        for key in (key for unit in units for key in unit.rows.values()):
+            if self.statuses.get(key) == "oom":
+                del self.statuses[key]
+                self.settled.discard(key)
+                self.announced.discard(key)
+
     def is_lost(self, unit: Unit) -> bool:
         """Return whether the process of a unit died and Tune did not start it again."""
         return any(key in self.lost for key in unit.rows.values())
@@ -124,7 +138,7 @@ class Monitor:
         for key in config["unit"]["rows"].values():
             row = self.study.ledger.read(key)
             if row is None or row.status in _LEFT:
-                if error is not None and _process_died(error):
+                if error is not None and _process_died(error) and not is_short_of_memory(error):
                     self.lost[key] = (config, error)
                     continue
                 row = self._end_early(key, row, config, epoch, error)
@@ -153,7 +167,8 @@ class Monitor:
             stop = {"epoch": epoch, "reason": reason}
             ended = replace(partial, status="stopped", stop=stop, error=None, ended=time.time())
         else:
-            ended = replace(partial, status="failed", error=error, stop=None, ended=time.time())
+            status: Status = "oom" if is_short_of_memory(error) else "failed"
+            ended = replace(partial, status=status, error=error, stop=None, ended=time.time())
         self.study.ledger.write(ended, durable=not self.study.simulated)
         return ended
 

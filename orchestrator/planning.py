@@ -59,7 +59,7 @@ def identity(experiment: Experiment, *, plugins_digest: str | None) -> Identity:
         dataset={"name": dataset["name"], "digest": dataset_digest(dataset)},
         plugins=plugins_digest,
         git=git_commit(),
-        per_trial={"cpu": per_trial.cpus, "gpu": per_trial.gpus},
+        per_trial={"cpu": per_trial.cpus, "gpu": per_trial.most_gpus},
     )
 
 

@@ -100,6 +100,7 @@ class Estimate:
         retrain: One line on the retrainings, or an empty text.
         notes: Further lines for the reader.
         engines: How steps of a search are run and why so, by row label.
+        packed: Whether the shares of a GPU were found by the memory that trials need.
     """
 
     trials: list[TrialPlan]
@@ -118,6 +119,7 @@ class Estimate:
     schedules: Mapping[str, str] = field(default_factory=dict)
     stage: Stage = "search"
     engines: Mapping[str, str] = field(default_factory=dict)
+    packed: bool = False
 
 
 class Reporter(Protocol):

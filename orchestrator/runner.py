@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import (
     costs,
+    estimate,
     exporting,
     factors,
+    more_room,
     planning,
     population_run,
     population_units,
@@ -27,6 +29,7 @@ from orchestrator import (
     sweep,
     tracking,
     training,
+    training_estimate,
 )
 from orchestrator.budget import Budget, Spending, write_spending
 from orchestrator.errors import StudyError
@@ -34,14 +37,16 @@ from orchestrator.experiment import ORACLE_METRICS, Experiment, has_sweep
 from orchestrator.kept_actors import KeptActors
 from orchestrator.ledger import Row
 from orchestrator.monitor import Monitor
+from orchestrator.more_room import Room
 from orchestrator.notices import notices
 from orchestrator.oracle_metric import OracleMetric, filled
 from orchestrator.outbox import Outbox, row_record, study_end_record, study_record
+from orchestrator.packing import Packing, make_packing
 from orchestrator.population_trial import PopulationRetrain
 from orchestrator.progress import Outcome, Reporter, Stage
 from orchestrator.ray_state import Remembered
 from orchestrator.restoring import Plan, known_to_tune, plan_list
-from orchestrator.searchers import BudgetSearcher, Known, OptunaSearcher, finite
+from orchestrator.searchers import BudgetSearcher, Known, ListSearcher, OptunaSearcher, finite
 from orchestrator.shown_scheduler import ShownScheduler
 from orchestrator.simulated_loop import run_here
 from orchestrator.simulating import DEFAULT_CONCURRENT, SimulatedStudy
@@ -151,6 +156,10 @@ class _Driver:
         self.resources: Mapping[str, float] | None = None
         self.status = "interrupted"
         self.simulation: SimulatedStudy | None = None
+        self.packing: Packing | None = None
+        self.room: Room | None = None
+        self.gpus = self.experiment.tune.per_trial.most_gpus
+        self.concurrent = 1
         self.oracle_metric: OracleMetric | None = None
         self.spending: Spending | None = None
 
@@ -169,6 +178,7 @@ class _Driver:
                 self.simulation = SimulatedStudy(self.study)
                 store, identity = None, self.simulation.identity(plugins_digest=digest)
             else:
+                self.packing = make_packing(self.experiment, self.reporter.message)
                 store = tracking.start_preparing(self.study, uri)
                 identity = planning.identity(self.experiment, plugins_digest=digest)
             self.identity = identity
@@ -259,6 +269,7 @@ class _Driver:
         plans = population_units.plans(self.experiment, self.identity)
         populations = [population_units.Population(self.study, plan) for plan in plans]
         units = [unit for plan in plans for unit in plan.units()]
+        self._pack(units)
         monitor = population_run.PopulationMonitor(
             self.study, self.outbox, self.reporter, stage, units, len(units), self.started
         )
@@ -313,8 +324,11 @@ class _Driver:
 
         complete = sum(self._is_settled(seeds) for seeds in rows.values())
         if complete < wanted:
+            make_units = estimate.units_of if stage == "search" else training_estimate.units_of
+            self._pack(make_units(experiment))
             self._run_tuner(monitor, plan)
             monitor.give_up()
+            self._give_room(monitor, list(made.values()))
         # What was drawn before counts too; what has not been drawn yet is missing all the same.
         keys = {row.key for row in self.study.rows(stage)} | _keys(made.values())
         return keys | {f"not drawn yet {index}" for index in range(total - len(keys))}
@@ -429,6 +443,7 @@ class _Driver:
                 left_out = self._run_within(budget, monitor, left)
             elif left:
                 todo = list(units) if replay else left
+                self._pack(todo)
                 self._run_tuner(
                     monitor,
                     lambda remembered, todo=todo: plan_list(  # type: ignore[misc]
@@ -446,14 +461,46 @@ class _Driver:
             ):
                 return left_out  # interrupted: a resume runs the lost ones too
         monitor.give_up()
+        dropped = _keys(left_out)
+        ran = [unit for unit in units if not dropped & _keys([unit])]
+        left_out += self._give_room(monitor, ran, budget)
         if left_out:
             monitor.leave_out(_keys(left_out))
         return left_out
+
+    def _give_room(
+        self, monitor: Monitor, units: Sequence[Unit], budget: Budget | None = None
+    ) -> list[Unit]:
+        """Run those once more that ran out of memory, with more of it; return those left out.
+
+        No scheduler looks at them: there is nothing that ran beside them to compare them with.
+        """
+        for room in more_room.rooms(self.experiment, monitor.stage, self.concurrent):
+            if not all(monitor.ended(unit) for unit in units):
+                break  # interrupted
+            again = [unit for unit in units if monitor.ran_out(unit) and room.takes(unit)]
+            if not again:
+                continue
+            self.reporter.message(f"out of memory: {len(again)} run again {room.words}")
+            monitor.reopen(again)
+            self.room = room
+            try:
+                if budget is not None:
+                    left_out = self._run_within(budget, monitor, again)
+                    if left_out:
+                        return left_out
+                else:
+                    self._run_plan(monitor, Plan(ListSearcher(again, self._ray_config), len(again)))
+            finally:
+                self.room = None
+            monitor.give_up()
+        return []
 
     def _run_within(self, budget: Budget, monitor: Monitor, left: list[Unit]) -> list[Unit]:
         """Run units for as long as they fit; return those that do not."""
         if not left or not budget.fits(left[0]):
             return left  # known without starting Ray
+        self._pack(left)
         searcher = BudgetSearcher(left, self._ray_config, budget)
         self._run_tuner(monitor, lambda _: Plan(searcher, len(left)))
         return searcher.left_out
@@ -462,7 +509,7 @@ class _Driver:
         self, monitor: Monitor, make_plan: Callable[[Sequence[Remembered]], Plan]
     ) -> None:
         """Run a stage: with the trials that Ray Tune had, where they can be restored, or anew."""
-        adaptive = self.experiment.tune.scheduler is not None
+        adaptive = self.experiment.tune.scheduler is not None and self.room is None
         swept = monitor.stage == self.experiment.trainable
         on_ray = self.simulation is None or self.simulation.ray
         if not (adaptive and swept and on_ray and self._go_on(monitor, make_plan)):
@@ -491,9 +538,10 @@ class _Driver:
         tune = self.experiment.tune
         searching = monitor.stage == "search"
         swept = monitor.stage == self.experiment.trainable
-        settings = tune.scheduler.model_dump() if tune.scheduler and swept else {}
+        scheduled = swept and self.room is None
+        settings = tune.scheduler.model_dump() if tune.scheduler and scheduled else {}
         scheduler = sweep.make_scheduler(settings, planning.longest_epochs(self.experiment))
-        if swept and tune.pbt is not None:
+        if scheduled and tune.pbt is not None:
             scheduler = KeptActors()
         on_result: OnResult = monitor.on_result
         if self.oracle_metric is not None and searching:
@@ -503,14 +551,16 @@ class _Driver:
             self._run_here(monitor, plan.searcher, scheduler, on_result, plan.new)
             return
         resources = self._cluster()
-        per_trial = {"cpu": tune.per_trial.cpus, "gpu": tune.per_trial.gpus}
+        room = self.room or Room("")
+        per_trial = {"cpu": tune.per_trial.cpus, "gpu": room.gpus or self.gpus}
         if self.simulation is not None:
             per_trial = {"cpu": 1, "gpu": 0}  # what is asked for costs a simulated trial nothing
         workers = self.experiment.workers if monitor.stage == "retrain" else 1
         fitting = sweep.fits(resources, *(workers * each for each in per_trial.values()))
         compared = swept and self.experiment.held_out
-        concurrent = min(fitting, tune.max_concurrent or fitting)
-        folder = self.study.ray / monitor.stage
+        concurrent = 1 if room.alone else min(fitting, tune.max_concurrent or fitting)
+        self.concurrent = max(self.concurrent, concurrent)
+        folder = self.study.ray / (monitor.stage if self.room is None else "more_room")
         if plan.configs:
             ray_state.prepare(folder, plan.configs, plan.ended, new=plan.new, concurrent=concurrent)
         sweep.run_tuner(
@@ -588,8 +638,17 @@ class _Driver:
         return max(1.0, self.experiment.max_hours * 3600 - (time.time() - self.started))
 
     def _ray_config(self, unit: Unit) -> dict[str, Any]:
-        device = "cuda" if self.experiment.tune.per_trial.gpus > 0 else "cpu"
-        return unit.ray_config(str(self.study.path), device)
+        device = "cuda" if self.experiment.tune.per_trial.on_gpu else "cpu"
+        config = unit.ray_config(str(self.study.path), device)
+        if self.packing is not None:
+            config = more_room.with_gpus(config, self.packing.share(unit))
+        return config if self.room is None else self.room.applied(config)
+
+    def _pack(self, units: Sequence[Unit]) -> None:
+        """Find out what share of a GPU units get, where the experiment leaves that open."""
+        if self.packing is not None:
+            self._cluster()
+            self.gpus = self.packing.least(units)
 
     # -- the end ------------------------------------------------------------------------------
 

@@ -114,12 +114,22 @@ def _tune() -> Schema:
             "anyOf": [{"enum": ["none", None]}, *schedulers],
             "default": "none",
         },
-        "per_trial": {"description": about["per_trial"], **_record(PerTrial)},
+        "per_trial": {"description": about["per_trial"], **_per_trial()},
         "seeds_per_trial": {
             "description": about["seeds_per_trial"],
             "anyOf": [{"enum": ["auto", "all"]}, {"type": "integer", "minimum": 1}],
             "default": "auto",
         },
+    }
+    return schema
+
+
+def _per_trial() -> Schema:
+    schema = _record(PerTrial)
+    schema["properties"]["gpus"] = {
+        "description": _attributes(PerTrial)["gpus"],
+        "anyOf": [{"const": "auto"}, {"type": "number", "minimum": 0}],
+        "default": 0.0,
     }
     return schema
 

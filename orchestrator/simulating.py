@@ -150,7 +150,7 @@ class SimulatedStudy:
             },
             plugins=plugins_digest,
             git=planning.git_commit(),
-            per_trial={"cpu": per_trial.cpus, "gpu": per_trial.gpus},
+            per_trial={"cpu": per_trial.cpus, "gpu": per_trial.most_gpus},
         )
 
     def units(self, units: Sequence[Unit]) -> list[Unit]:

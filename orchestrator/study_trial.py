@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger import Ledger, Row, Status, read_row, write_row
+from orchestrator.statistics import show_bytes
 from trainables.ray_trial import BlockTrainable, RetrainTrainable, SearchTrainable, Trial
 
 if TYPE_CHECKING:
@@ -151,6 +152,8 @@ class Recording(BlockTrainable):
     def _out_of_memory(self, seed: int, trial: Trial | None, error: BaseException) -> Replay:
         row = self._row(seed, trial, "oom")
         text = f"{type(error).__name__}: {error}"
+        with contextlib.suppress(MemoryError, RuntimeError):  # there may be none left to ask with
+            text += f"\n{shortage(self.config)}"
         self.ledger.write(replace(row, ended=time.time(), error=text))
         return Replay(trial.curve if trial else [])
 
@@ -250,6 +253,42 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return "can't allocate memory" in str(error)
+
+
+def shortage(config: Mapping[str, Any]) -> str:
+    """Return what memory there is, what this process had of it at its peak, and what to change.
+
+    Args:
+        config: Configuration of the Ray trial.
+    """
+    import torch
+
+    from trainables.timing import peak_memory_bytes
+
+    device = torch.device(config.get("device", "cpu"))
+    if device.type == "cuda":
+        what = "the GPU"
+        free, there = torch.cuda.mem_get_info(device)
+    else:
+        import psutil
+
+        what, memory = "the machine", psutil.virtual_memory()
+        free, there = memory.available, memory.total
+    peak = show_bytes(peak_memory_bytes(device))
+    stage = config["unit"]["stage"]
+    gpus = float(config["unit"]["per_trial"]["gpu"])
+    changes = []
+    if device.type == "cpu":
+        changes.append("tune.max_concurrent: 1")
+    elif gpus < 1:
+        changes.append("tune.per_trial.gpus: 1")
+    if stage == "search" and config["search"].get("checkpointing") != "cell":
+        changes.append("search.checkpointing: cell")
+    changes.append(f"a {stage}.batch_size below {config[stage]['batch_size']}")
+    return (
+        f"Its process had {peak} at its peak; {what} has {show_bytes(there)}, of which "
+        f"{show_bytes(free)} were free then. What helps: {', '.join(changes)}."
+    )
 
 
 @functools.lru_cache(maxsize=1)

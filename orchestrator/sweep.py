@@ -191,7 +191,8 @@ def run_tuner(
         folder: Where Tune puts its own state.
         num_units: Units at most.
         concurrent: Units side by side.
-        per_trial: {"cpu": ..., "gpu": ...} of one unit, or of each of its workers.
+        per_trial: {"cpu": ..., "gpu": ...} of one unit, or of each of its workers. A unit may have
+            GPUs of its own, as `more_room.with_gpus` says.
         metric: Key of the result that searcher and scheduler look at.
         mode: "max" or "min".
         max_failures: Retries of a unit whose process died.
@@ -274,7 +275,8 @@ def _bundles(per_trial: dict[str, float], config: Mapping[str, Any]) -> Any:
 
     from trainables.ray_trial import num_workers
 
-    bundle = {"CPU": per_trial["cpu"], "GPU": per_trial["gpu"]}
+    gpus = config.get("unit", {}).get("gpus", per_trial["gpu"])
+    bundle = {"CPU": per_trial["cpu"], "GPU": gpus}
     given = {name: value for name, value in bundle.items() if value > 0}
     return tune.PlacementGroupFactory([given] * num_workers(config), strategy="PACK")
 

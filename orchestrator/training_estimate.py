@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import estimate as of_searches
-from orchestrator import factors, memory, planning, sweep
+from orchestrator import factors, packing, planning, sweep
 from orchestrator.experiment import Experiment
+from orchestrator.kinds import kind_of
 from orchestrator.pbt_section import number_copied
 from orchestrator.population_units import plans
 from orchestrator.progress import Estimate, TrialPlan
@@ -18,11 +19,6 @@ if TYPE_CHECKING:
     from orchestrator.units import Unit
     from trainables.retrain import RetrainTrial
 
-# What the time of a step depends on, beside the genotype.
-_WORDS = (
-    "batch_size", "channels", "cells", "stem", "auxiliary_weight", "augment", "cutout", "precision",
-    "mixed_precision", "ema_decay", "threads",
-)  # fmt: skip
 # A training step is a forward and a backward pass of about twice the work.
 _EVALUATION_SHARE = 1 / 3
 
@@ -39,9 +35,10 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
     """
     per_trial = experiment.tune.per_trial
     resources = of_searches.resources_of(experiment)
-    concurrent = sweep.fits(resources, per_trial.cpus, per_trial.gpus)
+    units = units_of(experiment)
+    weighed = packing.weigh(experiment, units)
+    concurrent = sweep.fits(resources, per_trial.cpus, weighed.gpus)
     concurrent = min(concurrent, experiment.tune.max_concurrent or concurrent)
-    units = _units(experiment)
     study = of_searches.existing(experiment.name, root)
     trials = [
         TrialPlan(
@@ -59,7 +56,7 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         if (unit.label, seed) in new
     )
     busy = max(1, min(concurrent, len(units)))
-    slower = of_searches.SIDE_BY_SIDE if busy > 1 and per_trial.gpus == 0 else 1.0
+    slower = of_searches.SIDE_BY_SIDE if busy > 1 and not per_trial.on_gpu else 1.0
     kept = len(trials) if experiment.kept is None else min(experiment.kept, len(trials))
     rows_bytes = sum(unit.epochs * len(unit.rows) for unit in units) * of_searches.ROW_BYTES
     largest = max(sizes.values())
@@ -70,20 +67,26 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
         trials=trials,
         stage="retrain",
         cpus_per_trial=per_trial.cpus,
-        gpus_per_trial=per_trial.gpus,
+        gpus_per_trial=weighed.gpus,
         cluster_cpus=resources.get("CPU", 0.0),
         cluster_gpus=resources.get("GPU", 0.0),
         concurrent=concurrent,
         seconds_per_epoch=seconds,
         total_s=of_searches.START_S + of_searches.WORKERS_START_S + slower * training_s / busy,
         disk_bytes=of_searches.FIXED_BYTES + (kept + states) * largest + 2 * rows_bytes,
-        memory_bytes=memory.by_label(units, _kind, of_searches.device_of(experiment)),
-        memory_there=memory.there(experiment),
-        notes=[*_population_notes(experiment), *of_searches.notes_of(experiment), *notes],
+        memory_bytes=weighed.peaks,
+        memory_there=weighed.there,
+        packed=per_trial.gpus == "auto",
+        notes=[
+            *weighed.notes,
+            *_population_notes(experiment),
+            *of_searches.notes_of(experiment),
+            *notes,
+        ],
     )
 
 
-def _units(experiment: Experiment) -> list[Unit]:
+def units_of(experiment: Experiment) -> list[Unit]:
     """Return what would run; a population as it begins."""
     identity = planning.identity(experiment, plugins_digest=planning.plugins_digest())
     if experiment.tune.pbt is not None:
@@ -116,13 +119,13 @@ def _measure(
         By label: seconds of an epoch, and bytes of a final state; and what their settings cannot
         have.
     """
-    measured: dict[str, tuple[float, int]] = {}
+    measured: dict[tuple[str, str], tuple[float, int]] = {}
     seconds: dict[str, float] = {}
     sizes: dict[str, int] = {}
     notes: list[str] = []
     share = float(experiment.swept["val_share"])
     for unit in units:
-        kind = _kind(unit)
+        kind = kind_of(unit)
         if kind not in measured:
             trial = _trial(experiment, unit)
             epoch_s = trial.time_steps(2) * trial.steps_per_epoch
@@ -131,11 +134,6 @@ def _measure(
             notes += trial.notes
         seconds[unit.label], sizes[unit.label] = measured[kind]
     return seconds, sizes, list(dict.fromkeys(notes))
-
-
-def _kind(unit: Unit) -> str:
-    retrain = unit.settings["retrain"]
-    return repr([unit.extra["genotype_hash"], [retrain[word] for word in _WORDS]])
 
 
 def _trial(experiment: Experiment, unit: Unit) -> RetrainTrial:

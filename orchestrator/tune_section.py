@@ -108,10 +108,20 @@ def _scheduler(value: Any, problems: Problems) -> Asha | Median | Pbt | None:
 
 def _per_trial(value: Any, problems: Problems) -> PerTrial:
     at = "tune.per_trial"
-    per_trial = check_record(PerTrial, check_mapping(value, at, problems) or {}, at, problems)
+    given = dict(check_mapping(value, at, problems) or {})
+    gpus = given.get("gpus")
+    if isinstance(gpus, str):
+        del given["gpus"]
+        if gpus != "auto":
+            what = "auto or a number of GPUs (0, a share 1/n or a whole number)"
+            problems.add(f"{at}.gpus", f"{at}.gpus must be {what}, got {gpus!r}.")
+    elif isinstance(gpus, int) and not isinstance(gpus, bool):
+        given["gpus"] = float(gpus)
+    parts = {"gpus": "auto"} if gpus == "auto" else {}
+    per_trial = check_record(PerTrial, given, at, problems, parts)
     if per_trial.cpus <= 0:
         problems.add(at, f"{at}.cpus must be > 0, got {per_trial.cpus!r}.")
-    message = _gpu_share(per_trial.gpus)
+    message = _gpu_share(per_trial.most_gpus)
     if message:
         problems.add(at, f"{at}.gpus must be {message}, got {per_trial.gpus!r}.")
     return per_trial

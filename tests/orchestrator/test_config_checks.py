@@ -25,24 +25,9 @@ from orchestrator.config import (
     load_resolved,
 )
 from orchestrator.errors import ConfigError
+from tests.orchestrator.conftest import GOOD
 from trainables.errors import DataError
 from trainables.settings import RetrainSettings, SearchSettings
-
-GOOD = """\
-name: study
-space: {name: nasbench201, channels: 4, cells_per_stage: 1}
-dataset: digits
-seeds: [0, 1]
-method: darts
-search: {epochs: 4}
-"""
-
-
-@pytest.fixture
-def experiment(tmp_path: Path) -> Any:
-    path = tmp_path / "a.yaml"
-    path.write_text(GOOD)
-    return lambda *overrides: load_experiment(path, overrides)
 
 
 @pytest.fixture

@@ -80,10 +80,19 @@ def test_units_of_one_kind_are_measured_once(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(memory, "peaks", peaks)
     units = [
-        Unit("search", {"method": method}, {0: label}, label, 0, {}, label, 1)
+        Unit(
+            "search",
+            {"method": method, "space": {}, "search": {}},
+            {0: label},
+            label,
+            0,
+            {},
+            label,
+            1,
+        )
         for method, label in [("a", "1"), ("a", "2"), ("b", "3"), ("c", "4")]
     ]
-    found = memory.by_label(units, lambda unit: str(unit.settings["method"]), "cpu")
+    found = memory.by_label(units, "cpu")
     assert found == {"1": 7, "2": 7, "3": 7}
     assert sorted(asked) == ["a", "b", "c"]
 
