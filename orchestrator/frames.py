@@ -39,7 +39,7 @@ def all_rows(study: Study, stage: Stage | None = None) -> list[Row]:
 
 def labelled(rows: Sequence[Row]) -> list[Row]:
     """Return rows with the labels that tables give them, which tell configurations apart."""
-    labels = {}
+    labels: dict[str, str] = {}
     for stage in ("search", "retrain"):
         groups = by_label([row for row in rows if row.stage == stage])
         labels |= {row.key: label for label, group in groups.items() for row in group}
@@ -90,7 +90,12 @@ def curves(study: Study, stage: Stage | None = None, *, oracle: bool = False) ->
         for place, entry in enumerate(row.curve, start=1):
             epoch = int(entry.get("epoch", place))
             head = {"key": row.key, "stage": row.stage, "status": _status(row, held)}
-            head |= {"label": row.label, "config_id": row.config_id, "method": row.method, "seed": row.seed}
+            head |= {
+                "label": row.label,
+                "config_id": row.config_id,
+                "method": row.method,
+                "seed": row.seed,
+            }
             numbers = {_column_of(name): value for name, value in scalars(entry).items()}
             line = {**head, "epoch": epoch, **numbers}
             line["genotype_hash"] = entry.get("genotype_hash")

@@ -172,7 +172,7 @@ def test_figures_are_drawn_of_any_study(study: Study, tmp_path: Path) -> None:
 
 
 def test_a_figure_of_what_is_not_there_says_what_is(study: Study) -> None:
-    with pytest.raises(StudyError, match="has 'val_acuracy' in.*Did you mean 'val_accuracy'"):
+    with pytest.raises(StudyError, match=r"has 'val_acuracy' in.*Did you mean 'val_accuracy'"):
         study.plot.curves("val_acuracy")
     with pytest.raises(StudyError, match=r"no configuration 'dart'.*Did you mean 'darts'"):
         study.plot.curves(labels=["dart"])
