@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.plots import COLOURS
+from orchestrator.plots import COLOURS, new_figure, save
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from orchestrator.cost_report import Axis, CostView, Point
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -18,6 +20,11 @@ _UNITS = ((1e9, "billion"), (1e6, "million"), (1e3, "thousand"), (1.0, ""))
 
 
 def scatter(shown: CostView, path: Path, *, ylabel: str) -> None:
+    """Write the figure of `scatter_figure` as PNG and SVG."""
+    save(scatter_figure(shown, ylabel=ylabel), path)
+
+
+def scatter_figure(shown: CostView, *, ylabel: str) -> Figure:
     """Draw a panel for each cost: a point for each genotype, a colour and a marker for each label.
 
     Points of the front have a ring and are joined by a line of steps: what lies on it, or below
@@ -26,15 +33,10 @@ def scatter(shown: CostView, path: Path, *, ylabel: str) -> None:
 
     Args:
         shown: At least one point.
-        path: PNG to write.
         ylabel: What the accuracies are; they are drawn as percent.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     labels = list(dict.fromkeys(point.label for point in shown.points))
-    figure = Figure(figsize=(10.5, 4.4), dpi=144, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10.5, 4.4)
     panels = figure.subplots(1, 2, sharey=True)
     axes: tuple[Axis, ...] = ("params", "macs")
     for panel, axis in zip(panels, axes, strict=True):
@@ -48,8 +50,7 @@ def scatter(shown: CostView, path: Path, *, ylabel: str) -> None:
     figure.legend(
         [*handles.values()], names, frameon=False, loc="outside lower center", ncols=columns
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    return figure
 
 
 def _panel(panel: Any, shown: CostView, axis: Axis, labels: Sequence[str]) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.statistics import MIN_SEEDS, summarize
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#555555")
 """Okabe and Ito's palette, told apart also by readers who do not see red and green."""
@@ -16,34 +19,36 @@ _FEW_LABELS = 4
 
 
 def curves(
+    series: Mapping[str, Sequence[Sequence[float]]], path: Path, *, ylabel: str, **options: Any
+) -> None:
+    """Write the figure of `curve_figure` as PNG and SVG; see there for the options."""
+    save(curve_figure(series, ylabel=ylabel, **options), path)
+
+
+def curve_figure(
     series: Mapping[str, Sequence[Sequence[float]]],
-    path: Path,
     *,
     ylabel: str,
     stopped: Sequence[Sequence[float]] = (),
     epochs: Sequence[int] | None = None,
     percent: bool = True,
     legend: str | None = None,
-) -> None:
+) -> Figure:
     """Draw the mean over seeds with its interval, one colour per label, against the epoch.
 
     Args:
         series: For each label one curve per finished seed.
-        path: PNG to write.
         ylabel: What the values are.
         stopped: Curves of rows that did not finish; thin and grey.
         epochs: Of the values of every curve; None is from epoch 1 on.
         percent: Whether the values are shares, drawn as percent and within 0 to 100.
         legend: Where it stands; None is below curves that rise to 100 %, else where there is room.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     # With many labels single curves would hide the means, and a legend within all of it.
     crowded = len(series) > _FEW_LABELS
-    figure = Figure(figsize=(11.0 if crowded else 8.0, 4.6), dpi=144, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11.0 if crowded else 8.0, 4.6)
     axes = figure.add_subplot()
     scale = 100.0 if percent else 1.0
     for curve in stopped:
@@ -63,8 +68,36 @@ def curves(
         figure.legend(frameon=False, loc="outside right upper")
     elif series:
         axes.legend(frameon=False, loc=legend or ("lower right" if percent else "best"))
+    return figure
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of so many inches that no window belongs to."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, for Markdown, and beside it as SVG, for pages.
+
+    The SVG has text as text and no background, so that a page can show it in its own colours.
+
+    Args:
+        figure: The figure.
+        path: The PNG to write; folders are made.
+    """
+    from matplotlib import rc_context
+
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
+    # The salt makes the names inside an SVG the same each time.
+    with rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "none"}):
+        about = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(path.with_suffix(".svg"), metadata=about, transparent=True)
 
 
 def mean_and_band(

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from orchestrator.config import Experiment
+    from orchestrator.figures import Figures
 
 STUDY_FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -290,31 +291,59 @@ class Study:
         plain = {stage: dict(counter) for stage, counter in counts.items()}
         return Summary(counts=plain, best=best, best_value=best_value, holder=holder)
 
+    def trials(
+        self, stage: Stage | None = None, *, every_setting: bool = False, oracle: bool = False
+    ) -> pd.DataFrame:
+        """Return a data frame with one line per row, its index the row's key.
+
+        It has names as categories, seeds and counts as whole numbers, metrics as floats, times as
+        UTC timestamps; what a row lacks is missing. A metric is the last finite value of the row's
+        curve, as in tables. Rows that were begun and have not ended are there too, "running" or
+        "interrupted".
+
+        Args:
+            stage: Only searches or only retrainings; None is both.
+            every_setting: Whether all settings are columns ("search.weight_lr"), or those alone
+                that differ between rows of a stage.
+            oracle: Whether to look up the genotypes of searches in the study's benchmark table, as
+                `oracle_test_accuracy`, `oracle_test_regret` and `oracle_rank`.
+        """
+        from orchestrator import frames
+
+        return frames.trials(self, stage, every_setting=every_setting, oracle=oracle)
+
+    def curves(self, stage: Stage | None = None, *, oracle: bool = False) -> pd.DataFrame:
+        """Return a data frame with one line per row and epoch, its numbers as columns.
+
+        Args:
+            stage: Only searches or only retrainings; None is both.
+            oracle: As in `trials`, for the genotype after each epoch.
+        """
+        from orchestrator import frames
+
+        return frames.curves(self, stage, oracle=oracle)
+
+    def genotypes(self) -> pd.DataFrame:
+        """Return a data frame with one line per distinct genotype, its index the hash.
+
+        Those found most often come first. `labels` and `keys` say by which finished searches,
+        `best_val_accuracy` is the best of them after the epoch that the genotype is of,
+        `mean_test_accuracy` is over `retrained` retrainings, and `genotype` is the object.
+        """
+        from orchestrator import frames
+
+        return frames.genotypes(self)
+
+    @property
+    def plot(self) -> Figures:
+        """Plots of the study, each a matplotlib figure: `study.plot.curves()`."""
+        from orchestrator.figures import Figures
+
+        return Figures(self)
+
     def frame(self, stage: Stage | None = None) -> pd.DataFrame:
-        """Return a data frame with one line per ledger row: its names, params and last values."""
-        import pandas as pd
-
-        heads = [f.name for f in fields(Row) if f.type in ("str", "int", "Stage", "Status")]
-        heads.remove("format")
-        lines = []
-        for row in self.rows(stage):
-            last = {k: v for k, v in (row.curve or [{}])[-1].items() if k not in heads}
-            line = {name: getattr(row, name) for name in heads}
-            last.pop("genotype", None)
-            lines.append(line | row.params | last | row.cost)
-        return pd.DataFrame(lines)
-
-    def curves(self, stage: Stage | None = None) -> pd.DataFrame:
-        """Return a data frame with one line per row and epoch, genotypes left out."""
-        import pandas as pd
-
-        lines = [
-            {"key": row.key, "label": row.label, "method": row.method, "seed": row.seed}
-            | {name: value for name, value in entry.items() if name != "genotype"}
-            for row in self.rows(stage)
-            for entry in row.curve
-        ]
-        return pd.DataFrame(lines)
+        """Return `trials` with the key as a column: its earlier name."""
+        return self.trials(stage).reset_index()
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:

@@ -80,6 +80,16 @@ def draw_genotype(genotype: Genotype, path: str | Path) -> Path:
         raise SpaceError(f"A drawing must end in {' or '.join(SUFFIXES)}, got '{path}'.")
     # matplotlib is slow to import and needed for drawings alone.
     from matplotlib import rc_context
+
+    metadata: dict[str, Any] = {"Date": None} if path.suffix.lower() == ".svg" else {}
+    # The salt makes the names inside an SVG the same each time.
+    with rc_context({"svg.hashsalt": "genotype"}):
+        genotype_figure(genotype).savefig(path, dpi=200, metadata=metadata)
+    return path
+
+
+def genotype_figure(genotype: Genotype) -> Figure:
+    """Return the drawing of `draw_genotype` as a figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -102,11 +112,7 @@ def draw_genotype(genotype: Genotype, path: str | Path) -> Path:
             _draw_title(figure, graph.cell.name, panel, grid.scale)
         _draw_panel(figure, graph, styles, panel, head=head, scale=grid.scale)
     _draw_legend(figure, styles, columns)
-    metadata: dict[str, Any] = {"Date": None} if path.suffix.lower() == ".svg" else {}
-    # The salt makes the names inside an SVG the same each time.
-    with rc_context({"svg.hashsalt": "genotype"}):
-        figure.savefig(path, dpi=200, metadata=metadata)
-    return path
+    return figure
 
 
 class _Graph:
