@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import (
     costs,
     exporting,
+    extending,
     factors,
+    growth,
+    history,
     planning,
     population_run,
     population_units,
@@ -244,6 +247,7 @@ class _Driver:
             return self._sweep_optuna(stage)
         configurations = planning.known_configurations(experiment)
         units = self._units(configurations, factors.label(configurations))
+        self._relabel(units)
         self._run_list(stage, units)
         return _keys(units)
 
@@ -255,10 +259,17 @@ class _Driver:
             make = training.training_units
         return self._as_simulated(make(self.experiment, configurations, self.identity, labels))
 
+    def _relabel(self, units: Sequence[Unit]) -> None:
+        """Let the rows of a study that has grown say what differs in it now."""
+        if history.count(self.study.path):
+            for key in extending.relabel(self.study, units):
+                self.outbox.append(row_record(key, time.time()))
+
     def _train_populations(self, stage: Stage) -> set[str]:
         plans = population_units.plans(self.experiment, self.identity)
         populations = [population_units.Population(self.study, plan) for plan in plans]
         units = [unit for plan in plans for unit in plan.units()]
+        self._relabel(units)
         monitor = population_run.PopulationMonitor(
             self.study, self.outbox, self.reporter, stage, units, len(units), self.started
         )
@@ -285,6 +296,9 @@ class _Driver:
             monitor.add(unit)
             return unit
 
+        if history.count(self.study.path):
+            known = [*self.study.rows(stage), *self.study.partial_rows()]
+            self._relabel(self._units_of(blocks, [row for row in known if row.stage == stage]))
         rows = self._rows_by_configuration(blocks, stage)
         wanted = factors.count(experiment, blocks)
         total = wanted * len(experiment.seeds)
@@ -327,6 +341,14 @@ class _Driver:
             if row.stage == stage and row.block < len(blocks):
                 found.setdefault(row.config_id, []).append(row)
         return found
+
+    def _units_of(self, blocks: list[factors.Block], rows: Sequence[Row]) -> list[Unit]:
+        """Return the units of configurations that an Optuna study has drawn before."""
+        drawn = {row.config_id: row for row in rows}
+        found = (growth.located(blocks, row) for row in drawn.values())
+        configurations = [item for item in found if item is not None]
+        labels = {item.config_id: blocks[item.block].label for item in configurations}
+        return self._units(configurations, labels)
 
     def _is_settled(self, rows: Sequence[Row]) -> bool:
         """Return whether every seed of a configuration has come to an end of its own."""
