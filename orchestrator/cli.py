@@ -17,6 +17,7 @@ from orchestrator import (
     commands_bench,
     commands_data,
     commands_export,
+    commands_fleet,
     commands_look,
     commands_run,
     commands_simulate,
@@ -41,6 +42,7 @@ app = typer.Typer(
 commands_run.add_to(app)
 commands_simulate.add_to(app)
 commands_study.add_to(app)
+commands_fleet.add_to(app)
 commands_look.add_to(app)
 commands_export.add_to(app)
 commands_data.add_to(app)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from orchestrator.checks import (
 from orchestrator.costs import check_limits
 from orchestrator.dataset_paths import Folders
 from orchestrator.errors import ConfigError
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import Experiment, sweep_word
 from orchestrator.problems import Problems
 from orchestrator.schema import json_schema
 from orchestrator.validation import check_experiment
@@ -29,6 +30,7 @@ from spaces.core.errors import near_miss
 __all__ = [
     "Experiment",
     "check_data",
+    "check_document",
     "check_hardware",
     "check_limits",
     "check_methods",
@@ -36,6 +38,7 @@ __all__ = [
     "check_real",
     "dump",
     "json_schema",
+    "load_changed",
     "load_experiment",
     "load_resolved",
     "read_document",
@@ -82,6 +85,56 @@ def load_resolved(path: str | Path) -> Experiment:
     if experiment is None or problems:
         raise ConfigError(_report(Path(path), (), problems))
     return experiment
+
+
+def load_changed(
+    path: str | Path, overrides: Sequence[str], changes: Mapping[str, Any] | None = None
+) -> Experiment:
+    """Read a resolved experiment with other values; a list in the place of a value sweeps it.
+
+    Args:
+        path: What `dump` wrote.
+        overrides: "search.weight_lr=[0.1, 0.2]" and the like.
+        changes: Further settings by their path, as they are.
+
+    Raises:
+        ConfigError: Everything that is wrong, one line each.
+    """
+    document = read_document(Path(path))
+    problems = Problems()
+    for override in overrides:
+        before = copy.deepcopy(document)
+        _override(document, override, problems)
+        document = _lists_swept(before, document)
+    for key, value in (changes or {}).items():
+        _set(document, key, value, problems)
+    experiment = check_experiment(document, problems, resolved=True)
+    if experiment is None or problems:
+        raise ConfigError(_report(Path(path), overrides, problems))
+    return experiment
+
+
+def check_document(document: Mapping[str, Any], where: str) -> Experiment:
+    """Return the experiment of a mapping that leaves nothing to a default.
+
+    Raises:
+        ConfigError: Everything that is wrong, one line each; `where` says of what.
+    """
+    problems = Problems()
+    experiment = check_experiment(document, problems, resolved=True)
+    if experiment is None or problems:
+        raise ConfigError(_report(Path(where), (), problems))
+    return experiment
+
+
+def _lists_swept(before: Any, after: Any) -> Any:
+    """Return a changed document in which new lists, where none were, are values of a sweep."""
+    word = sweep_word(before)
+    if isinstance(after, list) and not isinstance(before, list) and before is not None:
+        return {word if word in ("grid", "choice") else "grid": after}
+    if isinstance(after, Mapping) and isinstance(before, Mapping):
+        return {key: _lists_swept(before.get(key), value) for key, value in after.items()}
+    return after
 
 
 def dump(experiment: Experiment, path: str | Path) -> None:
@@ -247,6 +300,12 @@ def _override(document: dict[str, Any], override: str, problems: Problems) -> No
         reason = _yaml_problem(error) if isinstance(error, yaml.YAMLError) else "no YAML value."
         problems.add(key, f"{key} cannot be read: {reason}")
         return
+    _set(document, key, value, problems)
+
+
+def _set(document: dict[str, Any], key: str, value: Any, problems: Problems) -> None:
+    """Put a value at the path `key` of the document."""
+    parts = key.split(".")
     node: Any = document
     for depth, part in enumerate(parts[:-1]):
         inner = node.get(part)

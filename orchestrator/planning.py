@@ -139,7 +139,11 @@ def search_units(
 
 def search_key(configuration: Configuration, identity: Identity, seed: int) -> str:
     """Return the ledger key of a search."""
-    settings = configuration.settings
+    return key_of_search(configuration.settings, identity, seed)
+
+
+def key_of_search(settings: Mapping[str, Any], identity: Identity, seed: int) -> str:
+    """Return the ledger key of a search with these settings, as a row has them too."""
     return row_key(
         "search",
         {

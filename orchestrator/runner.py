@@ -20,7 +20,10 @@ from orchestrator import (
     costs,
     estimate,
     exporting,
+    extending,
     factors,
+    growth,
+    history,
     more_room,
     planning,
     population_run,
@@ -254,6 +257,7 @@ class _Driver:
             return self._sweep_optuna(stage)
         configurations = planning.known_configurations(experiment)
         units = self._units(configurations, factors.label(configurations))
+        self._relabel(units)
         self._run_list(stage, units)
         return _keys(units)
 
@@ -265,11 +269,18 @@ class _Driver:
             make = training.training_units
         return self._as_simulated(make(self.experiment, configurations, self.identity, labels))
 
+    def _relabel(self, units: Sequence[Unit]) -> None:
+        """Let the rows of a study that has grown say what differs in it now."""
+        if history.count(self.study.path):
+            for key in extending.relabel(self.study, units):
+                self.outbox.append(row_record(key, time.time()))
+
     def _train_populations(self, stage: Stage) -> set[str]:
         plans = population_units.plans(self.experiment, self.identity)
         populations = [population_units.Population(self.study, plan) for plan in plans]
         units = [unit for plan in plans for unit in plan.units()]
         self._pack(units)
+        self._relabel(units)
         monitor = population_run.PopulationMonitor(
             self.study, self.outbox, self.reporter, stage, units, len(units), self.started
         )
@@ -296,6 +307,9 @@ class _Driver:
             monitor.add(unit)
             return unit
 
+        if history.count(self.study.path):
+            known = [*self.study.rows(stage), *self.study.partial_rows()]
+            self._relabel(self._units_of(blocks, [row for row in known if row.stage == stage]))
         rows = self._rows_by_configuration(blocks, stage)
         wanted = factors.count(experiment, blocks)
         total = wanted * len(experiment.seeds)
@@ -341,6 +355,14 @@ class _Driver:
             if row.stage == stage and row.block < len(blocks):
                 found.setdefault(row.config_id, []).append(row)
         return found
+
+    def _units_of(self, blocks: list[factors.Block], rows: Sequence[Row]) -> list[Unit]:
+        """Return the units of configurations that an Optuna study has drawn before."""
+        drawn = {row.config_id: row for row in rows}
+        found = (growth.located(blocks, row) for row in drawn.values())
+        configurations = [item for item in found if item is not None]
+        labels = {item.config_id: blocks[item.block].label for item in configurations}
+        return self._units(configurations, labels)
 
     def _is_settled(self, rows: Sequence[Row]) -> bool:
         """Return whether every seed of a configuration has come to an end of its own."""

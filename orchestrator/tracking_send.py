@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
-from orchestrator import notices
+from orchestrator import history, notices
 from orchestrator.ledger import Row, Stage
 from orchestrator.oracle import StudyOracle, of_study
 from orchestrator.outbox import EPOCH_METRICS
@@ -74,7 +74,7 @@ class Sender:
                 self.runs.setdefault(key, run)
             elif not self.parent:
                 self.parent, self.parent_status = stored.run_id, stored.status
-                whole = "nas.row" in stored.tags
+                whole = stored.tags.get("nas.row") == self._experiment_mark()
         if not self.parent:
             self._make_parent()
         if not whole:
@@ -99,7 +99,12 @@ class Sender:
             for path in (study.experiment_file, study.path / "study.json"):
                 (Path(folder) / path.name).write_bytes(path.read_bytes())
             self._store.upload(self.parent, Path(folder))
-            self._store.log(self.parent, tags={"nas.row": "study"})
+            self._store.log(self.parent, tags={"nas.row": self._experiment_mark()})
+
+    def _experiment_mark(self) -> str:
+        """Return what says that the store has the experiment as it is now."""
+        changed = history.count(self._study.path)
+        return f"study {changed}" if changed else "study"
 
     def run_of(self, key: str, head: Row | None) -> Run:
         """Return the run of a row, made if missing with what `head` says of it.

@@ -114,6 +114,8 @@ def test_nothing_heavy_is_imported(words: list[str], code: int, tmp_path: Path) 
         "show",
         "list",
         "sync",
+        "extend",
+        "merge",
     ],
 )
 def test_every_command_has_help_with_an_example(command: str, nas: Nas) -> None:

@@ -1,0 +1,112 @@
+"""Commands of an operator of many studies: extend, merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator import display
+from orchestrator.commands_run import DEFAULT_ROOT, Json, Overrides, Root, resume_command, short
+from orchestrator.commands_study import StudyName
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give the commands of this module to `app`."""
+    app.command(epilog="Example: nas extend quickstart --seeds 0-9")(extend)
+    app.command(epilog="Example: nas merge east west --into both")(merge)
+
+
+def extend(
+    context: typer.Context,
+    study: StudyName,
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", metavar="0-9", help="All seeds it is to have: 0-4,7 and the like."),
+    ] = None,
+    num_samples: Annotated[
+        int | None, typer.Option("--num-samples", min=1, help="Configurations drawn in each block.")
+    ] = None,
+    overrides: Overrides = None,
+    root: Root = DEFAULT_ROOT,
+    as_json: Json = False,
+) -> None:
+    """Let a study ask for more; finished rows are not run again, and `nas resume` runs the rest.
+
+    A list given by --set sweeps a setting: all its values, the old ones included.
+    """
+    from orchestrator import extending
+    from orchestrator.study import Study
+
+    opened = Study.open(study, root)
+    result = extending.extend(
+        opened,
+        command=context.obj,
+        seeds=None if seeds is None else extending.read_seeds(seeds),
+        num_samples=num_samples,
+        overrides=overrides or (),
+    )
+    again = resume_command(opened.name, opened.root)
+    if as_json:
+        changes = {path: {"from": a, "to": b} for path, (a, b) in result.changes.items()}
+        numbers = {"before": result.before, "after": result.after, "present": result.present}
+        display.say_json({"study": opened.name, "changes": changes, "rows": numbers})
+        return
+    if not result.changes:
+        display.say(f"{opened.name} asks for all of that already; nothing was changed.")
+        return
+    for path, (old, new) in result.changes.items():
+        display.say(f"{path:<20} {_value(old)}  ->  {_value(new)}")
+    display.say(f"{'rows':<20} {result.before} -> {result.after}, {result.present} in the ledger")
+    display.say(f"{'go on':<20} {again}")
+
+
+def merge(
+    context: typer.Context,
+    studies: Annotated[
+        list[str], typer.Argument(metavar="STUDY STUDY...", help="Names of studies, or folders.")
+    ],
+    into: Annotated[
+        str | None, typer.Option("--into", metavar="NAME", help="Name of the new study.")
+    ] = None,
+    prefer: Annotated[
+        str | None,
+        typer.Option(
+            "--prefer", metavar="STUDY", help="Whose rows are taken where two have other results."
+        ),
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+    as_json: Json = False,
+) -> None:
+    """Join studies of one experiment that ran in several places; those stay as they are."""
+    from orchestrator import merging
+    from orchestrator.study import Study, studies_root
+
+    opened = [Study.open(study, root) for study in studies]
+    name = into or f"{opened[0].name}-merged"
+    merged = merging.merge(opened, name, studies_root(root), command=context.obj, prefer=prefer)
+    new = merged.study
+    if as_json:
+        document: dict[str, Any] = {"study": new.name, "path": str(new.path)}
+        document |= {"rows": dict(merged.rows), "doubled": merged.doubled}
+        document |= {"asked": merged.asked, "present": merged.present}
+        display.say_json({**document, "unchecked": merged.unchecked})
+        return
+    taken = ", ".join(f"{count} of {source}" for source, count in merged.rows.items())
+    lines = {"study": f"{new.name} in {short(Path(new.path))}", "rows": taken}
+    if merged.doubled:
+        lines["in both"] = f"{merged.doubled}, with equal results or by --prefer"
+    lines["complete"] = f"{merged.present} of the {merged.asked} rows that it asks for"
+    if merged.present < merged.asked:
+        lines["go on"] = resume_command(new.name, new.root)
+    lines["browse"] = f"nas sync {new.name}"
+    for key, value in lines.items():
+        display.say(f"{key:<12} {value}")
+    if merged.unchecked:
+        display.note(f"Not checked whether all saw the same images: {merged.unchecked}.")
+
+
+def _value(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
