@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import statistics
 import sys
@@ -21,6 +22,7 @@ Work = Callable[[], Any]
 
 _MATRIX = 1024
 _COPIED_BYTES = 128 * 2**20
+_MEMORY = "[memory]"  # how the profiler calls what is allocated and freed
 
 
 @dataclass(frozen=True)
@@ -162,15 +164,25 @@ def saved_bytes(forward: Work, weights: Sequence[Tensor]) -> int:
     return sum(kept.values())
 
 
-def peak_bytes(work: Work, device: torch.device) -> int | None:
-    """Return the peak of the device's memory during a piece of work; None on a CPU."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    work()
-    torch.cuda.synchronize(device)
-    return int(torch.cuda.max_memory_allocated(device))
+def peak_bytes(work: Work, device: torch.device) -> int:
+    """Return how many bytes more than before it a piece of work holds at its peak.
+
+    What counts is what torch allocates, on a CPU as on a GPU: neither the weights and states that
+    were there before, nor the process around them.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device)) - before
+    with _silent_errors(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    found: Any = seen.profiler.kineto_results.events()
+    changes = sorted((each.start_ns(), each.nbytes()) for each in found if each.name() == _MEMORY)
+    held = itertools.accumulate(int(change) for _, change in changes)
+    return max(held, default=0)
 
 
 @dataclass(frozen=True)
