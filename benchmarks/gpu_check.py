@@ -81,11 +81,12 @@ def _alphas_after(
     space: str, method: str, size: Size, device: torch.device, engine: Engine
 ) -> tuple[dict[str, torch.Tensor], str]:
     """Return the alphas after some steps, and the label of the engine that took them."""
-    pair = make_pair(space, method, size, device, dtype=torch.float64, engine=engine)
+    pair = make_pair(space, method, size, device, precision="float64", engine=engine)
     for _ in range(_STEPS - 1):
-        pair.ours()
-    alphas = {name: alpha.detach().cpu() for name, alpha in pair.bilevel.alphas.items()}
-    return alphas, pair.bilevel.engine.label
+        pair.ours.step()
+    search = pair.ours.search
+    alphas = {name: alpha.detach().cpu() for name, alpha in search.alphas.items()}
+    return alphas, search.engine.label
 
 
 def check_methods(device: torch.device) -> Iterator[dict[str, Any]]:
@@ -118,10 +119,10 @@ def check_synchronisations(device: torch.device) -> Iterator[dict[str, Any]]:
         for method in METHODS:
             size = Size(channels=4, cells=1 if space == "nasbench201" else 3, batch=4, image=16)
             pair = make_pair(space, method, size, device, engine="eager")
-            pair.ours()
+            pair.ours.step()
             torch.cuda.set_sync_debug_mode("error")
             try:
-                pair.ours()
+                pair.ours.step()
                 passed, why = True, ""
             except RuntimeError as error:
                 passed, why = False, str(error)

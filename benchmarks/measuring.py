@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import statistics
 import sys
@@ -21,6 +22,7 @@ Work = Callable[[], Any]
 
 _MATRIX = 1024
 _COPIED_BYTES = 128 * 2**20
+_MEMORY = "[memory]"  # how the profiler calls what is allocated and freed
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,29 @@ def count_kernels(work: Work, device: torch.device) -> int:
 
     On a GPU these are the device's own; on a CPU the operators that call no other.
     """
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
-    with _silent_errors(), profile(activities=activities) as seen:
+    if device.type == "cuda":
+        with _silent_errors(), profile(activities=[ProfilerActivity.CUDA]) as seen:
+            work()
+            clock(device)
+        return sum(event.device_type.name == "CUDA" for event in seen.events() or [])
+    with _silent_errors(), profile(activities=[ProfilerActivity.CPU]) as seen:
         work()
-        clock(device)
-    events = seen.events() or []
-    if on_gpu:
-        return sum(event.device_type.name == "CUDA" for event in events)
-    return sum(event.name.startswith("aten::") and not event.cpu_children for event in events)
+    # Torch's own tree of events takes longer than what it is of; an operator that calls another
+    # ends after the next one has begun.
+    spans = sorted(
+        (each.start_thread_id(), each.start_ns(), -each.duration_ns())
+        for each in _recorded(seen)
+        if each.name().startswith("aten::")
+    )
+    after = [*spans[1:], (-1, 0, 0)]
+    return sum(
+        later[0] != thread or later[1] >= start - length
+        for (thread, start, length), later in zip(spans, after, strict=True)
+    )
+
+
+def _recorded(seen: profile) -> Any:
+    return seen.profiler.kineto_results.events()  # type: ignore[union-attr]
 
 
 class _Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -162,15 +178,26 @@ def saved_bytes(forward: Work, weights: Sequence[Tensor]) -> int:
     return sum(kept.values())
 
 
-def peak_bytes(work: Work, device: torch.device) -> int | None:
-    """Return the peak of the device's memory during a piece of work; None on a CPU."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    work()
-    torch.cuda.synchronize(device)
-    return int(torch.cuda.max_memory_allocated(device))
+def peak_bytes(work: Work, device: torch.device) -> int:
+    """Return how many bytes more than before it a piece of work holds at its peak.
+
+    What counts is what torch allocates, on a CPU as on a GPU: neither the weights and states that
+    were there before, nor the process around them.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device)) - before
+    with _silent_errors(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    changes = sorted(
+        (each.start_ns(), each.nbytes()) for each in _recorded(seen) if each.name() == _MEMORY
+    )
+    held = itertools.accumulate(int(change) for _, change in changes)
+    return max(held, default=0)
 
 
 @dataclass(frozen=True)

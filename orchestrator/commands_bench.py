@@ -18,13 +18,24 @@ from spaces.core.errors import NasError, near_miss
 ALL = "all"
 
 SpaceName = Annotated[
-    str, typer.Option("--space", help="nasbench201, darts or all.", metavar="NAME")
+    str, typer.Option("--space", help="nasbench201, darts or all.", metavar="NAME,...")
 ]
 MethodName = Annotated[
     str,
     typer.Option(
-        "--method", help="darts, darts_unrolled, sdarts_rs, sdarts_adv or all.", metavar="NAME"
+        "--method", help="darts, darts_unrolled, sdarts_rs, sdarts_adv or all.", metavar="NAME,..."
     ),
+]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="As search.engine; several are timed side by side: eager,graph.",
+        metavar="NAME,...",
+    ),
+]
+PrecisionName = Annotated[
+    str, typer.Option("--precision", help="As search.precision; bf16 is ours alone.")
 ]
 Channels = Annotated[str, typer.Option(help="Of the supernet; several for a curve: 8,16,32.")]
 Cells = Annotated[
@@ -61,6 +72,8 @@ def step(
     cells: Cells = None,
     batch: Batch = "8",
     image_size: ImageSize = "32",
+    engine: EngineName = "auto",
+    precision: PrecisionName = "float32",
     device: Device = "auto",
     rounds: Rounds = 3,
     threads: Threads = 1,
@@ -70,7 +83,8 @@ def step(
 
     A step is all that a method does with a training and a validation batch. Times are CPU seconds
     of the process, or wall seconds of a GPU; the floor is what this machine's matrix products and
-    copies would take for the same work.
+    copies would take for the same work. Peak memory is what a step allocates beside weights and
+    optimizers.
     """
     where = _prepare(device, threads)
     from benchmarks import step as bench
@@ -79,11 +93,21 @@ def step(
     def rows() -> Iterator[dict[str, Any]]:
         names = _chosen(space, bench.SPACES, "--space")
         methods = _chosen(method, tuple(bench.METHODS), "--method")
+        engines = _chosen(engine, bench.ENGINES, "--engine")
+        (exact,) = _chosen(precision, bench.PRECISIONS, "--precision", several=False)
+        sizes = list(_sizes(channels, cells, batch, image_size))
         floor = measure_floor(where)
-        for size, name, label in itertools.product(
-            _sizes(channels, cells, batch, image_size), names, methods
-        ):
-            yield bench.measure(name, label, size, where, rounds=rounds, floor=floor)
+        for size, name, label in itertools.product(sizes, names, methods):
+            yield from bench.measure_engines(
+                name,
+                label,
+                size,
+                where,
+                rounds=rounds,
+                floor=floor,
+                engines=engines,
+                precision=exact,
+            )
 
     _show(rows(), where, as_json)
 
@@ -222,13 +246,17 @@ def _prepare(device: str, threads: int) -> Any:
     return resolve_device(device)
 
 
-def _chosen(text: str, names: Sequence[str], option: str) -> list[str]:
-    if text == ALL:
+def _chosen(text: str, names: Sequence[str], option: str, *, several: bool = True) -> list[Any]:
+    """Return the names that an option asks for: one, several with commas between, or all."""
+    if several and text == ALL:
         return list(names)
-    if text not in names:
-        hint = near_miss(text, [*names, ALL])
-        raise NasError(f"{option} must be one of {', '.join([*names, ALL])}, got {text!r}.{hint}")
-    return [text]
+    words = [*names, ALL] if several else list(names)
+    chosen = text.split(",") if several else [text]
+    for word in chosen:
+        if word not in names:
+            hint = near_miss(word, words)
+            raise NasError(f"{option} must be one of {', '.join(words)}, got {word!r}.{hint}")
+    return list(dict.fromkeys(chosen))
 
 
 def _numbers(text: str, option: str) -> list[int]:
@@ -268,38 +296,63 @@ def _show(rows: Iterable[dict[str, Any]], device: Any, as_json: bool) -> None:
     if as_json:
         display.say_json([row | environment for row in rows])
         return
-    for number, row in enumerate(rows):
-        if number == 0:
+    shown: list[dict[str, Any]] = []
+    for row in rows:
+        if not shown:
             display.say(", ".join(f"{name} {value}" for name, value in environment.items()))
         display.say("")
         display.say(row["case"])
         for name, text in _lines(row):
             display.say(f"  {name:<14}{text}")
+        shown.append(row)
+    if len(shown) > 1:
+        display.say("")
+        columns = [name for name in _COLUMNS if any(name in _cells(row) for row in shown)]
+        cells = [[_cells(row).get(name, "–") for name in columns] for row in shown]
+        display.say_table(display.table(columns, cells, numeric=columns[1:]))
+
+
+_COLUMNS = (
+    *("case", "ours", "reference", "speed-up", "of medians", "kernels", "launches", "saved"),
+    *("peak memory", "times floor", "overhead", "CPU s", "trials/hour"),
+)
+
+
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    """Return a row as cells of the table that stands below several of them, by column."""
+    cells = {"case": row["case"]}
+    if row["speedup"] is not None:
+        cells["ours"], cells["reference"] = f"{row['ours_s']:.4g} s", f"{row['reference_s']:.4g} s"
+        cells["speed-up"] = f"{row['speedup']:.2f} x"
+        cells["of medians"] = f"{row['speedup_of_medians']:.2f} x"
+    if "kernels" in row:
+        for column, key in (("kernels", "kernels"), ("launches", "launches"), *_SIZES):
+            cells[column] = f"{row[key] / row[f'reference_{key}']:.2f} x"
+        cells["times floor"] = f"{row['times_floor']:.1f}"
+    if "overhead_per_trial_s" in row:
+        cells["overhead"] = f"{row['overhead_per_trial_s']:.3f} s"
+        cells["trials/hour"] = f"{row['trials_per_hour']:,.0f}"
+    return cells
+
+
+_SIZES = (("saved", "saved_bytes"), ("peak memory", "peak_bytes"))
 
 
 def _lines(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if row["speedup"] is not None:
-        ours, reference = row["ours_s"], row["reference_s"]
-        yield "time", f"{ours:.4g} s, reference {reference:.4g} s (least of {row['rounds']})"
+        least = f"{row['ours_s']:.4g} s, reference {row['reference_s']:.4g} s"
+        yield "least", f"{least} (of {row['rounds']})"
+        yield "median", f"{row['ours_median_s']:.4g} s, reference {row['reference_median_s']:.4g} s"
         of_medians = f"{row['speedup_of_medians']:.2f} x of medians"
         yield "speed-up", f"{row['speedup']:.2f} x ({of_medians})"
     if "images_per_s" in row:
         yield "images/s", f"{row['images_per_s']:,.0f}"
     if "kernels" in row:
-        share = row["kernels"] / row["reference_kernels"]
-        count, theirs = f"{row['kernels']:,}", f"{row['reference_kernels']:,}"
-        yield "kernels", f"{count}, reference {theirs} ({share:.2f} x)"
-        share = row["saved_bytes"] / row["reference_saved_bytes"]
-        saved, theirs = show_bytes(row["saved_bytes"]), show_bytes(row["reference_saved_bytes"])
-        yield "saved", f"{saved}, reference {theirs} ({share:.2f} x)"
-        yield "floor", f"{row['floor_s']:.4g} s: {row['times_floor']:.1f} times that"
+        yield from _step_lines(row)
     if "epoch_s" in row:
         yield "time", f"{row['step_s']:.4g} s a step (least of {row['rounds']})"
         yield "epoch", f"{show_time(row['epoch_s'])} for 50,000 images"
         yield "peak memory", show_bytes(row["peak_bytes"])
-    elif row.get("peak_bytes") is not None:
-        peaks = show_bytes(row["peak_bytes"]), show_bytes(row["reference_peak_bytes"])
-        yield "peak memory", f"{peaks[0]}, reference {peaks[1]}"
     if "times_one" in row:
         yield "block", f"{row['times_one']:.2f} times one search"
     if "overhead_per_trial_s" in row:
@@ -308,6 +361,26 @@ def _lines(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "trials/hour", f"{row['trials_per_hour']:,.0f}"
         yield "start and end", f"{row['start_and_end_s']:.1f} s"
         yield "row", show_bytes(round(row["row_bytes"]))
+
+
+def _step_lines(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Return what a step's row says beside its times."""
+    for name, key in (("kernels", "kernels"), ("launches", "launches")):
+        share = row[key] / row[f"reference_{key}"]
+        both = f"{row[key]:,}, reference {row[f'reference_{key}']:,} ({share:.2f} x)"
+        in_form = "" if key == "kernels" else ", form of a GPU, one forward and backward pass"
+        yield name, both + in_form
+    passes = row["passes_with_gradient"] + row["passes_without"]
+    yield "passes", f"{passes} forward, {row['backward_passes']} backward"
+    for name, key in _SIZES:
+        share = row[key] / row[f"reference_{key}"]
+        ours, theirs = show_bytes(row[key]), show_bytes(row[f"reference_{key}"])
+        yield name, f"{ours}, reference {theirs} ({share:.2f} x)"
+    work, copies = f"{row['floor_of_flops_s']:.4g} s", f"{row['floor_of_bytes_s']:.4g} s"
+    rates = row["machine_flops_per_s"] / 1e9, row["machine_bytes_per_s"] / 1e9
+    yield "floor", f"{work} at {rates[0]:.0f} GFLOP/s, {copies} at {rates[1]:.1f} GB/s"
+    yield "gap", f"{row['times_floor']:.1f} times the floor, {row['flops_per_s'] / 1e9:.1f} GFLOP/s"
+    yield "engine", f"{row['engine']} in {row['precision']}"
 
 
 def _environment(device: Any) -> dict[str, Any]:
