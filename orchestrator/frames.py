@@ -89,7 +89,8 @@ def curves(study: Study, stage: Stage | None = None, *, oracle: bool = False) ->
         truths = table.by_epoch(row) if table is not None and row.stage == "search" else {}
         for place, entry in enumerate(row.curve, start=1):
             epoch = int(entry.get("epoch", place))
-            head = {"key": row.key, "stage": row.stage, "status": _status(row, held)}
+            head: dict[str, Any] = {"key": row.key, "stage": row.stage}
+            head["status"] = _status(row, held)
             head |= {
                 "label": row.label,
                 "config_id": row.config_id,
