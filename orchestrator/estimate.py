@@ -209,9 +209,10 @@ def _kind_of(unit: Unit) -> str:
 def _kind(settings: Mapping[str, Any]) -> str:
     """Return what the time of a step depends on: everything but learning rates and the like."""
     search = settings["search"]
-    words = ("batch_size", "precision", "threads", "train_share", "cutout", "engine")
+    words = ("batch_size", "precision", "threads", "train_share", "cutout")
+    how = ("engine", "checkpointing")
     method = _without_floats(settings["method"])
-    return repr([method, settings["space"], [search.get(word) for word in words]])
+    return repr([method, settings["space"], [search.get(word) for word in (*words, *how)]])
 
 
 def _without_floats(node: Any) -> Any:
