@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,14 +24,14 @@ def use_random_images() -> None:
 
 
 def make_trial(
-    space_name: str, method: str, size: Size, images: int, device: torch.device
+    space_name: str, method: str, size: Size, images: int, device: torch.device, **search: Any
 ) -> SearchTrial:
-    """Return a search of random images; the settings are those of a study."""
+    """Return a search of random images; settings that are not given are those of a study."""
     use_random_images()
     return SearchTrial(
         space=size.settings(space_name),
         dataset={"name": "random_images", "images": images, "side": size.image},
         method=dict(METHODS[method]),
-        search={"epochs": _EPOCHS, "batch_size": size.batch},
+        search={"epochs": _EPOCHS, "batch_size": size.batch, **search},
         device=device,
     )

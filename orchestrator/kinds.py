@@ -7,7 +7,9 @@ from typing import Any
 
 from orchestrator.units import Unit
 
-_OF_SEARCH = ("batch_size", "precision", "threads", "train_share", "cutout", "engine")
+_OF_SEARCH = (
+    "batch_size", "precision", "threads", "train_share", "cutout", "engine", "checkpointing",
+)  # fmt: skip
 _OF_TRAINING = (
     "batch_size", "channels", "cells", "stem", "auxiliary_weight", "augment", "cutout", "precision",
     "mixed_precision", "ema_decay", "threads",

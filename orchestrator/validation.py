@@ -246,12 +246,16 @@ def _search(value: Any, problems: Problems) -> dict[str, Any]:
         given = None
     before = len(problems.found)
     tree = check_fields(specs, given or {}, "search", "search", problems, words=SWEEP_WORDS)
-    if sweep_word(tree.get("engine")) is not None:
-        problems.add(
-            "search.engine",
-            "search.engine must be one of them, got a sweep: it changes no result, so that all its "
-            "values would be the same rows. `nas bench step` compares their speed.",
-        )
+    for name, instead in (
+        ("engine", " `nas bench step` compares their speed."),
+        ("checkpointing", ""),
+    ):
+        if sweep_word(tree.get(name)) is not None:
+            problems.add(
+                f"search.{name}",
+                f"search.{name} must be one of them, got a sweep: it changes no result, so that "
+                f"all its values would be the same rows.{instead}",
+            )
     if sweep_word(tree.get("precision")) is not None and "auto" in candidates(tree["precision"]):
         problems.add(
             "search.precision",

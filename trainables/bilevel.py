@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from spaces.core.mixture import Mixture, Norm
+from spaces.core.recomputing import recompute_cells
 from spaces.core.space import Space
 from trainables.architecture import Architecture
 from trainables.capture import Captured, CaptureError
@@ -74,6 +75,8 @@ class Bilevel(Architecture):
         use_form = getattr(supernet, "use_form", None)
         if use_form is not None:  # a space may bring a supernet that has one form
             use_form(self.engine.form)
+        if settings.checkpointing == "cell":
+            recompute_cells(self.supernet)
         self.weights = list(self.supernet.parameters())
         self.settings, self.seed, self.device = settings, seed, device
         super().__init__(
@@ -93,9 +96,15 @@ class Bilevel(Architecture):
         }
         self._constant_lr: float | None = None
         self._records: dict[str, Captured] = {}
+        # One for all graphs of this search and for no other's: see `Captured`.
+        self._stream = torch.cuda.Stream(device) if self._is_captured else None
         self._recorded_in = -1
         self._is_recording = False
         self._make_optimizers()
+
+    @property
+    def _is_captured(self) -> bool:
+        return self.engine.name == "graph" and not self.engine.is_stub
 
     def _make_optimizers(self) -> None:
         settings, on_gpu = self.settings, self.device.type == "cuda"
@@ -208,7 +217,9 @@ class Bilevel(Architecture):
                     self._is_recording = False
 
             sources = list(self.generators.values())
-            self._records[what] = Captured(on_tensors, self.device, sources, self._changing)
+            self._records[what] = Captured(
+                on_tensors, self.device, sources, self._changing, self._stream
+            )
         try:
             return self._records[what](*(tensor for batch in batches for tensor in batch))
         except CaptureError as error:

@@ -42,6 +42,10 @@ class Captured:
         device: Where it runs.
         generators: What it draws from, on that device.
         state: Returns all tensors that the step changes in place.
+        stream: Where the step is recorded, and warmed up, unless another than the device's default
+            stream is the current one: then there. What is replayed side by side has to be recorded
+            on different streams, since libraries keep a workspace for each stream: see
+            https://github.com/pytorch/pytorch/issues/193402. The memory of a graph is its own.
     """
 
     def __init__(
@@ -50,7 +54,9 @@ class Captured:
         device: torch.device,
         generators: Sequence[torch.Generator],
         state: Callable[[], Sequence[Tensor]],
+        stream: torch.cuda.Stream | None = None,
     ) -> None:
+        self._stream = stream
         self._step = step
         self._device = device
         self._generators = generators
@@ -92,15 +98,24 @@ class Captured:
         return {name: value.detach().clone() for name, value in self._outputs.items()}
 
     def _take(self) -> None:
-        """Take the step, on a GPU on a stream of its own, as torch asks for before a recording."""
+        """Take the step, on a GPU on the stream it is recorded on, as torch asks for."""
         if self._device.type != "cuda":
             self._outputs = self._step(*self._inputs)
             return
-        current, own = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        current, own = torch.cuda.current_stream(self._device), self._side()
         own.wait_stream(current)
         with torch.cuda.stream(own):
             self._outputs = self._step(*self._inputs)
         current.wait_stream(own)
+
+    def _side(self) -> torch.cuda.Stream:
+        """Return the stream to record on: graphs cannot be on the default one."""
+        current = torch.cuda.current_stream(self._device)
+        if current != torch.cuda.default_stream(self._device):
+            return current
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)
+        return self._stream
 
     def _recorded(self) -> torch.cuda.CUDAGraph | _Anew:
         if self._device.type != "cuda":
@@ -109,7 +124,7 @@ class Captured:
         for generator in self._generators:
             graph.register_generator_state(generator)
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=self._side()):
                 self._outputs = self._step(*self._inputs)
         except RuntimeError as error:
             raise CaptureError(f"a step could not be recorded ({error})") from error

@@ -79,7 +79,7 @@ def choose_engine(
         return replace(eager, name="reference", form="plain")
     if settings.engine == "eager":
         return eager
-    hindrance = _hindrance(method, space)
+    hindrance = _hindrance(settings, method, space)
     if settings.engine == "auto" and not on_gpu:
         return eager.without_graph("on a CPU there is nothing to gain from graphs")
     if hindrance is not None:
@@ -95,7 +95,7 @@ def choose_engine(
     return replace(graph, why=why)
 
 
-def _hindrance(method: Method, space: Space | None) -> str | None:
+def _hindrance(settings: SearchSettings, method: Method, space: Space | None) -> str | None:
     """Return why steps of a method cannot be replayed; None where they can."""
     if not method.trains:
         return "the method does not train"
@@ -106,7 +106,10 @@ def _hindrance(method: Method, space: Space | None) -> str | None:
         for name, edges in space.edges.items()
         for edge in range(len(edges))
     )
-    draws = noisy or method.skip_dropout is not None or method.mean is not None
+    draws_inside = noisy or method.skip_dropout is not None
+    if draws_inside and settings.checkpointing == "cell":
+        return "cells that run again have to draw the same random numbers"
+    draws = draws_inside or method.mean is not None
     one_pass = method.alpha_gradient is first_order_gradient and method.perturb is None
     if draws and not one_pass:
         return "several passes of a step have to draw the same random numbers"

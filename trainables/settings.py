@@ -11,6 +11,7 @@ Augment = Literal["auto", "none", "crop_flip"]
 Precision = Literal["float32", "float64"]
 SearchPrecision = Literal["float32", "float64", "bf16", "auto"]
 Engine = Literal["auto", "eager", "graph", "reference"]
+Checkpointing = Literal["auto", "none", "cell"]
 
 
 def _check(settings: Any, **rules: str) -> None:
@@ -54,6 +55,9 @@ class SearchSettings:
         engine: How a step is run, which changes last bits at most: operation by operation for the
             device ("eager"), recorded once and replayed ("graph"), or with nothing shared, to
             compare with ("reference"). "auto" decides by device and method.
+        checkpointing: What a pass keeps for its gradients: all activations ("none"), or of each
+            cell only inputs and output, from which it runs again ("cell"): less memory, more time,
+            the same results. "auto" is "none", and "cell" where a study's trial ran out of memory.
 
     Raises:
         ValueError: A value is out of range.
@@ -81,6 +85,7 @@ class SearchSettings:
     precision: SearchPrecision = "float32"
     threads: int = 1
     engine: Engine = field(default="auto", metadata={"later": True})
+    checkpointing: Checkpointing = field(default="auto", metadata={"later": True})
 
     def __post_init__(self) -> None:
         _check(
@@ -118,9 +123,11 @@ def resolved(precision: SearchPrecision) -> Literal["float32", "float64", "bf16"
 def identifying_search(search: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a search's settings tells its row from others: all that changes its result.
 
-    The engine does not, but for last bits, and stays out; `precision` is what it stands for.
+    The engine does not, but for last bits, and checkpointing not at all: they stay out.
+    `precision` is what it stands for.
     """
-    kept = {key: value for key, value in search.items() if key != "engine"}
+    apart = ("engine", "checkpointing")
+    kept = {key: value for key, value in search.items() if key not in apart}
     if "precision" in kept:
         kept["precision"] = resolved(kept["precision"])
     return kept

@@ -127,9 +127,10 @@ def _processor() -> str:
 def identity_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what must be equal for a stored trial to be continued: not how the machine computes.
 
-    Under another thread count, precision or engine a trial goes on, and its fingerprint notes it.
+    Under another thread count, precision or engine a trial goes on, and its fingerprint notes it;
+    with or without checkpointing it goes on bit for bit.
     """
-    apart = ("threads", "precision", "engine")
+    apart = ("threads", "precision", "engine", "checkpointing")
     return {key: value for key, value in settings.items() if key not in apart}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 import torch
@@ -15,6 +16,7 @@ from spaces.core.layers import BatchNorm, ConvNorm, Head, Source, convolution
 from spaces.core.layout import CellLayer, Layout
 from spaces.core.mixed_cell import check_structure, shuffled
 from spaces.core.mixture import PLAIN, Mixture, Norm, Structure
+from spaces.core.recomputing import recomputed
 from spaces.core.vertex_network import ConvNormReLU, max_pool
 
 OPERATIONS, OUTPUT, INPUTS = "operations", "output", "inputs_{}"
@@ -166,6 +168,9 @@ class ChoiceSupernet(nn.Module):
         layout: How cells are stacked; one of stride 2 has its input pooled.
         structure: What the blocks are made of besides their operations.
 
+    Attributes:
+        recomputes: Whether cells keep no activations for the backward pass and run again in it.
+
     Raises:
         SpaceError: The blocks cannot have such a structure.
 
@@ -187,6 +192,7 @@ class ChoiceSupernet(nn.Module):
         structure: Structure = PLAIN,
     ) -> None:
         super().__init__()
+        self.recomputes = False
         self.shapes, self.layout, self.structure = dict(shapes), layout, structure
         cells = [layer for layer in layout.layers if isinstance(layer, CellLayer)]
         for layer in cells:
@@ -228,7 +234,8 @@ class ChoiceSupernet(nn.Module):
         for place, cell in enumerate(self.cells):
             if cell.stride == 2:
                 x = functional.max_pool2d(x, 2, 2, 1)
-            x = cell(x, self._of_cell(mixture, place), norm)
+            run = partial(cell, weights=self._of_cell(mixture, place), norm=norm)
+            x = recomputed(run, [x], cell, None) if self.recomputes else run(x)
         return self.head(self.postprocess(Source(x), norm), norm)
 
     def _of_cell(self, mixture: Mixture, place: int) -> dict[str, tuple[Weighted, ...]]:

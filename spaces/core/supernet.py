@@ -21,6 +21,8 @@ from spaces.core.layers import Source
 from spaces.core.layout import CellLayer, CellTopology, Layout
 from spaces.core.mixed_cell import MixedCell
 from spaces.core.mixture import PLAIN, Form, Mixture, Norm, Structure
+from spaces.core.operations import NOISE
+from spaces.core.recomputing import recomputed
 from spaces.core.source_mix import CellScales, Draws, EdgeScales, SourceMix
 from spaces.core.trunk import Trunk
 
@@ -94,6 +96,9 @@ class Supernet(nn.Module):
         structure: What there is besides candidate operations. Its weights are drawn after all
             others, so that those are the same with and without it.
 
+    Attributes:
+        recomputes: Whether cells keep no activations for the backward pass and run again in it.
+
     Raises:
         SpaceError: The layout does not allow the structure.
     """
@@ -105,6 +110,7 @@ class Supernet(nn.Module):
         structure: Structure = PLAIN,
     ) -> None:
         super().__init__()
+        self.recomputes = False
         self.structure = structure
         self.topologies = {topology.name: topology for topology in topologies}
         self.trunk = Trunk(
@@ -168,7 +174,16 @@ class Supernet(nn.Module):
                 if key not in shared:
                     shared[key] = _of_cell(mixture, name, place).scales(channels)
                 scales = shared[key]
-            return cell(inputs, scales, norm, draws)
+            if not self.recomputes:
+                return cell(inputs, scales, norm, draws)
+
+            def run(*raw: Tensor) -> Tensor:
+                # Sources of its own: what they have computed before would be kept.
+                return cell([Source(x) for x in raw], scales, norm, draws)
+
+            noisy = share > 0 or NOISE in self.topologies[name].operations
+            source = generator if noisy else None
+            return recomputed(run, [each.raw for each in inputs], cell, source)
 
         return self.trunk(images, norm, run_cell)[0]
 

@@ -40,7 +40,8 @@ class _WeightedSum(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         count = ctx.num_weighted
-        weights, features = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors  # asked for once: a cell may have to run again for it
+        weights, features = saved[:count], saved[count:]
         needs = ctx.needs_input_grad[1:]
         for_weights = [
             _inner(gradient, feature) if needed else None

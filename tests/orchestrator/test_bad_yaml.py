@@ -131,6 +131,10 @@ BAD: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
         good(search="{engine: {grid: [eager, graph]}}"),
         ("search.engine must be one of them, got a sweep", "changes no result"),
     ),
+    "checkpointing_as_a_sweep": (
+        good(search="{checkpointing: {grid: [none, cell]}}"),
+        ("search.checkpointing must be one of them, got a sweep", "changes no result"),
+    ),
     "auto_in_a_sweep": (
         good(search="{precision: {grid: [auto, bf16]}}"),
         ("search.precision must not be swept over auto, which is float32",),

@@ -21,8 +21,9 @@ method: darts
 search: {epochs: 4}
 """
 
-WRITTEN = tuple(name for name in field_names(SearchSettings) if name != "engine")
-"""Settings of a search that are always written: the engine came later, and only where given."""
+LATER = ("engine", "checkpointing")
+WRITTEN = tuple(name for name in field_names(SearchSettings) if name not in LATER)
+"""Settings of a search that are always written: others came later, and only where given."""
 
 
 @pytest.fixture
