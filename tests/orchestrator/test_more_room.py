@@ -69,7 +69,7 @@ def hungry(folder: Path, nas: here.Nas, times: int) -> tuple[str, Study, list[st
     file.write_text(STUDY.format(folder=folder, times=times))
     _, said = nas("--plugins", folder / "mine", "run", file, root=folder)
     study = Study.open("hungry", folder)
-    rows = sorted(study.rows("search"), key=lambda row: row.params["method.times"])
+    rows = sorted(study.rows("search"), key=lambda row: row.settings["method"]["times"])
     assert rows[0].status == "finished"
     return said, study, [row.status for row in rows]
 
@@ -81,7 +81,7 @@ def test_what_ran_out_of_memory_runs_again_from_its_last_epoch(
     assert statuses == ["finished", "finished"]
     assert "out of memory: 1 run again one at a time" in said
     assert "checkpointing" not in said
-    plain, again = sorted(study.rows("search"), key=lambda row: row.params["method.times"])
+    plain, again = sorted(study.rows("search"), key=lambda row: row.settings["method"]["times"])
     assert timeless(plain.curve) == timeless(again.curve)
     assert again.error is None
 
@@ -171,7 +171,7 @@ def test_an_interrupted_stage_has_no_second_pass(
     stopped = [False]
 
     def is_ended(monitor: Monitor, unit: Unit) -> bool:
-        return ended(monitor, unit) and not (stopped[0] and unit.params["method.times"] == 0)
+        return ended(monitor, unit) and not (stopped[0] and unit.settings["method"]["times"] == 0)
 
     give_up = Monitor.give_up
 
