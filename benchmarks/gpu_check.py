@@ -18,9 +18,10 @@ import torch
 from benchmarks import seeds
 from benchmarks.measuring import measure_floor
 from benchmarks.step import METHODS, SPACES, Size, compare_engines, make_pair, measure
-from benchmarks.trials import use_random_images
+from benchmarks.trials import make_trial, use_random_images
 from spaces.core import plugins
 from spaces.core.errors import NasError
+from trainables.block import Block
 from trainables.capture import WARM_UP
 from trainables.search import SearchTrial
 from trainables.settings import Engine
@@ -31,6 +32,8 @@ _TOLERANCE = 1e-9
 _STEPS = WARM_UP + 2  # the last of them are replayed
 _ENGINES: tuple[Engine, ...] = ("eager", "graph")
 _BUDGET_S = 540.0
+_SEEDS = 3
+_METHODS_OF_BLOCKS = ("darts", "darts_unrolled")
 # A space with cells of each kind, and the setting that says how many.
 CELL_SPACES: dict[str, tuple[str, int] | None] = {
     "nasbench201": ("cells_per_stage", 1),
@@ -111,6 +114,40 @@ def check_methods(device: torch.device) -> Iterator[dict[str, Any]]:
             yield {"check": f"search {space} {method}", "passed": passed, "why": why}
 
 
+def check_blocks(device: torch.device) -> Iterator[dict[str, Any]]:
+    """Yield how far searches that run side by side are from the same ones alone, in float64."""
+    for space in SPACES:
+        size = Size(channels=4, cells=1 if space == "nasbench201" else 3, batch=4, image=16)
+        for method in _METHODS_OF_BLOCKS:
+            trials, alone = (
+                {
+                    seed: make_trial(
+                        space, method, size, 16 * size.batch, device, seed=seed, precision="float64"
+                    )
+                    for seed in range(_SEEDS)
+                }
+                for _ in range(2)
+            )
+            block = Block(side_by_side=True)
+            for _ in range(2):  # the second with graphs of its own
+                for _, run in block.epochs(trials):
+                    run()
+            for trial in alone.values():
+                trial.run_epoch()
+                trial.run_epoch()
+            distances = [
+                float((matrix - alone[seed].alphas[name]).detach().abs().max())
+                for seed, trial in trials.items()
+                for name, matrix in trial.alphas.items()
+            ]
+            yield {
+                "check": f"block of {_SEEDS} seeds {space} {method}",
+                "engine": trials[0].engine.label,
+                "distance": max(distances),
+                "passed": max(distances) <= _TOLERANCE,
+            }
+
+
 def check_synchronisations(device: torch.device) -> Iterator[dict[str, Any]]:
     """Yield whether a step of every method leaves a GPU unwaited for; nothing on a CPU."""
     if device.type != "cuda":
@@ -174,7 +211,7 @@ def main() -> int:
     if device.type != "cuda":
         print("There is no GPU: the same code runs on the CPU, at a size that measures nothing.")
     checks: list[dict[str, Any]] = []
-    found_checks = (check_methods, check_equal_steps, check_synchronisations)
+    found_checks = (check_methods, check_equal_steps, check_blocks, check_synchronisations)
     for found in (found for check in found_checks for found in check(device)):
         checks.append(found)
         print(f"{'passed' if found['passed'] else 'FAILED'}  {found['check']}", flush=True)

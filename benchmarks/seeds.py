@@ -1,4 +1,4 @@
-"""A block of seeds against the same searches one after the other."""
+"""A block of seeds, as a study runs it, against the same searches one after the other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from benchmarks.measuring import interleaved
 from benchmarks.step import Size
 from benchmarks.trials import make_trial
+from trainables.block import Block
 
 
 def measure(
@@ -23,14 +24,18 @@ def measure(
 ) -> dict[str, Any]:
     """Return the row of a block: an epoch of all its seeds against `seeds` epochs of one.
 
-    On a CPU a block runs its seeds one after the other, so that the factor is about 1.
+    On a GPU the seeds run side by side, on a CPU one after the other, where the factor is about 1.
     """
     alone = make_trial(space_name, method, size, images, device)
-    block = [make_trial(space_name, method, size, images, device) for _ in range(seeds)]
+    trials = {
+        seed: make_trial(space_name, method, size, images, device, seed=seed)
+        for seed in range(seeds)
+    }
+    block = Block()
 
     def epoch() -> None:
-        for trial in block:
-            trial.run_epoch()
+        for _, run in block.epochs(trials):
+            run()
 
     times = interleaved({"ours": epoch, "alone": alone.run_epoch}, rounds, device)
     ours, single = times["ours"], times["alone"]

@@ -24,7 +24,13 @@ def use_random_images() -> None:
 
 
 def make_trial(
-    space_name: str, method: str, size: Size, images: int, device: torch.device, **search: Any
+    space_name: str,
+    method: str,
+    size: Size,
+    images: int,
+    device: torch.device,
+    seed: int = 0,
+    **search: Any,
 ) -> SearchTrial:
     """Return a search of random images; settings that are not given are those of a study."""
     use_random_images()
@@ -34,4 +40,5 @@ def make_trial(
         method=dict(METHODS[method]),
         search={"epochs": _EPOCHS, "batch_size": size.batch, **search},
         device=device,
+        seed=seed,
     )

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.ledger import Status, write_row
 from orchestrator.study_trial import ENDED, Recording, Replay, StudyRetrain, StudySearch
 from spaces.core.text import parse
-from trainables.ray_trial import Trial
+from trainables.ray_trial import Run, Trial
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,9 +145,9 @@ class _Simulating(Recording):
         """Make the simulated trial of one seed."""
         raise NotImplementedError
 
-    def advance(self, seed: int, trial: Trial) -> None:
+    def advance(self, seed: int, trial: Trial, run: Run) -> None:
         """Run one epoch and record it, as of a real trial but for its state."""
-        trial.run_epoch()["ended"] = time.time()
+        run()["ended"] = time.time()
         if trial.finished:
             self._end(seed, trial)
         elif self.unit.get("stoppable"):  # the driver makes the row of a stopped search of it
@@ -202,11 +202,11 @@ class SimulatedRetrain(_Simulating, StudyRetrain):
         del seed
         return KnownRetraining(self.config["simulation"]["outcome"])
 
-    def advance(self, seed: int, trial: Trial) -> None:
+    def advance(self, seed: int, trial: Trial, run: Run) -> None:
         """Note the reading, then record the outcome."""
         record = {"simulated": True, "genotype_hash": self.unit["genotype_hash"], "seed": seed}
         self.note_test_read(seed, record)
-        super().advance(seed, trial)
+        super().advance(seed, trial, run)
 
 
 @functools.lru_cache(maxsize=1)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger import Ledger, Row, Status, read_row, write_row
 from orchestrator.statistics import show_bytes
-from trainables.ray_trial import BlockTrainable, RetrainTrainable, SearchTrainable, Trial
+from trainables.ray_trial import BlockTrainable, RetrainTrainable, Run, SearchTrainable, Trial
 
 if TYPE_CHECKING:
     from trainables.retrain import RetrainTrial
@@ -108,10 +108,10 @@ class Recording(BlockTrainable):
                 trial = self.make(seed)
         return trial
 
-    def advance(self, seed: int, trial: Trial) -> None:
+    def advance(self, seed: int, trial: Trial, run: Run) -> None:
         """Run one epoch and record it; out of memory ends the seed, not its block."""
         try:
-            entry = trial.run_epoch()
+            entry = run()
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise

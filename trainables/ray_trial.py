@@ -18,7 +18,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from trainables.retrain import RetrainTrial
 
 _STATE = "block.pt"
+Run = Callable[[], dict[str, Any]]
+"""Runs an epoch of a trial, or tells how it went: see `trainables.block`."""
 
 
 class Trial(Protocol):
@@ -71,6 +73,8 @@ class Trial(Protocol):
 class BlockTrainable(tune.Trainable):
     """One configuration for a block of seeds, in lock-step by epoch; one `step` is one epoch.
 
+    On a GPU searches take the steps of an epoch side by side: see `trainables.block`.
+
     The result holds the mean over the seeds of each metric of `METRICS`, and each seed's own values
     under `seeds/<seed>/`. A seed that diverged leaves the block and counts with its `worst_value`.
 
@@ -84,9 +88,9 @@ class BlockTrainable(tune.Trainable):
         """Make the trial of one seed from `self.config`."""
         raise NotImplementedError
 
-    def advance(self, seed: int, trial: Trial) -> None:
-        """Run one epoch of one seed; may put another trial into `self.trials`."""
-        trial.run_epoch()
+    def advance(self, seed: int, trial: Trial, run: Run) -> None:
+        """Run one epoch of one seed by `run`; may put another trial into `self.trials`."""
+        run()
 
     def metrics(self) -> tuple[str, ...]:
         """Return the metrics whose means over the seeds are reported."""
@@ -94,7 +98,9 @@ class BlockTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Build the trials of the block."""
-        self.config = config
+        from trainables.block import Block
+
+        self.config, self.block = config, Block()
         seeds = config.get("seeds") or [config.get("seed", 0)]
         self.trials: dict[int, Trial] = {}
         for seed in seeds:
@@ -104,10 +110,11 @@ class BlockTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Report the next epoch of every seed, running it where it has not run yet."""
         self.reported += 1
+        while self._behind(self.reported):
+            for seed, run in self.block.epochs(self._behind(self.reported)):
+                self.advance(seed, self.trials[seed], run)
         entries: dict[int, dict[str, Any]] = {}
         for seed in self.trials:
-            while not self._has(seed, self.reported):
-                self.advance(seed, self.trials[seed])
             curve = self.trials[seed].curve
             if len(curve) >= self.reported:
                 entries[seed] = curve[self.reported - 1]
@@ -115,9 +122,13 @@ class BlockTrainable(tune.Trainable):
                 entries[seed] = curve[-1]  # it ended itself, and stands where it ended
         return self._result(entries)
 
-    def _has(self, seed: int, epoch: int) -> bool:
-        trial = self.trials[seed]
-        return trial.epoch >= epoch or trial.finished or trial.diverged
+    def _behind(self, epoch: int) -> dict[int, Trial]:
+        """Return the trials that have this epoch before them."""
+        return {
+            seed: trial
+            for seed, trial in self.trials.items()
+            if not (trial.epoch >= epoch or trial.finished or trial.diverged)
+        }
 
     def _result(self, entries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {"epoch": self.reported, "seeds": {}}

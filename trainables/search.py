@@ -21,7 +21,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -251,6 +251,25 @@ class SearchTrial:
         Raises:
             StateError: No epoch is left.
         """
+        run = self.epoch_in_steps()
+        while True:
+            try:
+                next(run)
+            except StopIteration as over:
+                entry: Entry = over.value
+                return entry
+
+    def epoch_in_steps(self) -> Generator[None, None, Entry]:
+        """Run one epoch as `run_epoch` does, but stop after each step; a GPU may still be at it.
+
+        What is not run to its end leaves the trial within an epoch, from where it cannot go on.
+
+        Returns:
+            The entry of the curve.
+
+        Raises:
+            StateError: No epoch is left.
+        """
         if self.finished:
             raise StateError(
                 f"The search has ended after {self.epoch} epochs; none is left to run."
@@ -269,6 +288,7 @@ class SearchTrial:
             measured = bilevel.step(replace(at, step=step), *self._data.next_batches(), clocks)
             for name, value in measured.items():
                 values.setdefault(name, []).append(value.double())
+            yield
         self._note_engine()
         self.op_weights = cloned(bilevel.relaxed(at))
         metrics = self._metrics(at, values)

@@ -56,7 +56,7 @@ def test_it_needs_torch_alone_and_says_what_it_found() -> None:
     document = json.loads(done.stdout.splitlines()[-1])
     checks = [check["check"] for check in document["checks"]]
     assert checks[:3] == [f"search {space} gdas" for space in gpu_check.CELL_SPACES]
-    assert len(checks) == 3 + 2 * len(METHODS)
+    assert len(checks) == 3 + 2 * len(METHODS) + 2
     cases = [row["case"].split()[0] for row in document["rows"]]
     assert cases == ["step", "engines"] * len(METHODS) + ["search", "seeds", "pipeline"]
     assert "There is no GPU" in done.stdout

@@ -11,6 +11,7 @@ import torch
 
 from orchestrator.ledger import Ledger
 from orchestrator.study_trial import Replay, StudyRetrain, StudySearch
+from trainables.block import Block
 from trainables.search import TIME_FIELDS
 
 KEYS = {"0": "0" * 16, "1": "1" * 16}
@@ -117,19 +118,56 @@ def test_a_damaged_state_is_put_aside_and_the_search_runs_again(tmp_path: Path) 
     assert state.with_suffix(".damaged").is_file()
 
 
-def test_out_of_memory_ends_the_seed_and_its_sibling_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", [False, True])
+def test_out_of_memory_ends_the_seed_and_its_sibling_goes_on(tmp_path: Path, beside: bool) -> None:
     block = StudySearch(search_config(tmp_path, seeds=(0, 1)))
+    block.block = Block(side_by_side=beside)
 
-    def no_room() -> dict[str, Any]:
+    def no_room(*_: Any) -> dict[str, Any]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    block.trials[0].run_epoch = no_room  # type: ignore[method-assign]
+    block.trials[0]._bilevel.step = no_room  # type: ignore[attr-defined]
     block.step()
     assert block.step()["done"]
     ledger = Ledger(tmp_path / "ledger")
     statuses = {key: ledger.read(key) for key in KEYS.values()}
     assert [row.status for row in statuses.values() if row] == ["oom", "finished"]
     assert "2.00 GiB" in str(statuses[KEYS["0"]].error)  # type: ignore[union-attr]
+
+
+def test_a_block_that_runs_side_by_side_leaves_each_seed_s_own_row(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        alone = StudySearch(search_config(tmp_path / "alone", seeds=(seed,)))
+        alone.step()
+        alone.step()
+
+    def in_block() -> StudySearch:
+        block = StudySearch(search_config(tmp_path / "block", seeds=(0, 1)))
+        block.block = Block(side_by_side=True)
+        return block
+
+    block = in_block()
+    block.step()
+    kept, taken = block.advance, []
+
+    def killed(seed: int, *more: Any) -> None:
+        if taken:
+            raise KeyboardInterrupt
+        taken.append(seed)
+        kept(seed, *more)
+
+    block.advance = killed  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        block.step()
+    again = in_block()
+    assert [trial.epoch for trial in again.trials.values()] == [2, 1]
+    assert [again.step()["done"] for _ in range(2)] == [False, True]
+    for key in KEYS.values():
+        rows = [Ledger(tmp_path / name / "ledger").read(key) for name in ("block", "alone")]
+        assert rows[0] is not None
+        assert rows[1] is not None
+        assert timeless(rows[0].curve) == timeless(rows[1].curve)
+        assert not rows[0].resumed_elsewhere
 
 
 def test_after_its_end_a_seed_counts_as_it_ended(tmp_path: Path) -> None:
