@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -185,21 +186,94 @@ def _show_state(state: dict[str, Any]) -> None:
         display.say(sentence)
 
 
-def report(study: StudyName, root: Root = DEFAULT_ROOT, as_json: Json = False) -> None:
-    """Write the report of a study, finished or not, and print its table."""
-    from orchestrator.report import write_report
+def report(
+    studies: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STUDY [STUDY]", help="A study, or two to compare, by name or path."
+        ),
+    ],
+    html: Annotated[
+        bool, typer.Option("--html", help="Print where the page is, and nothing else.")
+    ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve the page, renewed while the study runs.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port of --serve; 0 is any free one.")
+    ] = 0,
+    host: Annotated[str, typer.Option("--host", help="Address that --serve listens on.")] = HOST,
+    root: Root = DEFAULT_ROOT,
+    as_json: Json = False,
+) -> None:
+    """Write the report of a study, finished or not, and print its table; or compare two."""
     from orchestrator.study import Study
 
-    opened = Study.open(study, root)
-    written = write_report(opened)
+    if len(studies) > 2:
+        raise StudyError(f"report takes one study, or two to compare, got {len(studies)}.")
+    opened = [Study.open(study, root) for study in studies]
+    if serve:
+        _serve(opened, host, port, as_json)
+    elif len(opened) == 2:
+        _compare(opened, html, as_json)
+    else:
+        _report(opened[0], html, as_json)
+
+
+def _report(study: Study, html: bool, as_json: bool) -> None:
+    from orchestrator.report import write_report
+
+    written = write_report(study)
     if as_json:
         table = written.to_json()
         paths = {"markdown": str(written.markdown), "html": str(written.html)}
-        display.say_json({"study": study, **notices.marks(opened.experiment), **paths, **table})
+        display.say_json({"study": study.name, **notices.marks(study.experiment), **paths, **table})
         return
-    show_results(written.results, notices.notices(opened.experiment))
+    if html:
+        display.say(str(short(written.html)))
+        return
+    show_results(written.results, notices.notices(study.experiment))
     show_oracle(written.oracle)
     display.say(f"report  {short(written.html)}")
+
+
+def _compare(studies: Sequence[Study], html: bool, as_json: bool) -> None:
+    from orchestrator.comparison_report import write_comparison
+
+    written = write_comparison(studies)
+    if as_json:
+        paths = {"markdown": str(written.markdown), "html": str(written.html)}
+        names = [study.name for study in studies]
+        display.say_json({"studies": names, **paths, **written.to_json()})
+        return
+    if not html:
+        for sentence in dict.fromkeys(
+            s for each in studies for s in notices.notices(each.experiment)
+        ):
+            display.say(sentence)
+        for stage, lines in written.lines.items():
+            display.say("val accuracy %" if stage == "search" else "retrain test accuracy %")
+            heads = ("configuration", *(study.name for study in studies), "difference", "")
+            cells = [line.cells() for line in lines]
+            display.say_table(display.table(heads, cells, numeric=heads[1:4]))
+            display.say("")
+    display.say(str(short(written.html)) if html else f"report  {short(written.html)}")
+
+
+def _serve(studies: Sequence[Study], host: str, port: int, as_json: bool) -> None:
+    from orchestrator import serving
+
+    if len(studies) > 1 or as_json:
+        raise StudyError("--serve shows one study in the browser: leave out the other and --json.")
+    with serving.open_server(studies[0], host, port) as server:
+        if not serving.is_loopback(host):
+            display.note(
+                f"{host} is not this machine alone: whoever reaches it can read the report, for "
+                "there is no authentication."
+            )
+        display.say(f"report  {server.url}   (Ctrl-C ends it)")
+        sys.stdout.flush()
+        server.serve_forever(poll_interval=0.2)
 
 
 def select(

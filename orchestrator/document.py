@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading; `level` 1 is the title."""
+    """A heading; `level` 1 is the title, 2 begins a section of the page."""
 
     text: str
     level: int = 2
@@ -25,6 +23,13 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """What has to be read before any number: a paragraph that a page sets apart."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Code:
     """Text in a fixed-width font; folded away in HTML under `summary` where that is given."""
 
@@ -32,40 +37,77 @@ class Code:
     summary: str = ""
 
 
+Interval = tuple[float, float | None, float | None]
+"""A mean with the ends of its interval, or None for these."""
+
+
 @dataclass(frozen=True)
 class Grid:
-    """A table; the columns named in `numeric` are set flush right."""
+    """A table, sortable on a page; the columns named in `numeric` are set flush right.
+
+    Attributes:
+        columns: Heads.
+        rows: Texts.
+        numeric: Heads of columns of numbers.
+        intervals: For each row a mean and its interval, or None, that a page draws on one scale
+            beside the first column of numbers; empty draws nothing.
+    """
 
     columns: tuple[str, ...]
     rows: Sequence[Sequence[str]]
     numeric: tuple[str, ...] = ()
+    intervals: Sequence[Interval | None] = ()
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file, in the document's folder or below it."""
+    """A PNG file, in the document's folder or below it; a page shows the SVG beside it if any."""
 
     path: Path
     caption: str
 
 
-Block = Heading | Paragraph | Code | Grid | Picture
+@dataclass(frozen=True)
+class Fact:
+    """A number that stands out: what it is of, itself, and a few words on it."""
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2.5rem auto;
-       padding: 0 1.25rem; }
-h1 { font-size: 1.7rem; } h2 { font-size: 1.2rem; margin-top: 2.4rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left;
-         vertical-align: top; font-weight: normal; }
-th { opacity: .7; } .number { text-align: right; white-space: nowrap; }
-pre { background: var(--soft); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
-figure { margin: 1.2rem 0; } figcaption { opacity: .75; font-size: .9rem; }
-img { max-width: 100%; background: #fff; border-radius: 4px; }
-summary { cursor: pointer; }
-"""
+    title: str
+    value: str
+    more: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Numbers that stand out, side by side."""
+
+    facts: Sequence[Fact]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A picture with its title, facts, and a list that a page folds away.
+
+    Attributes:
+        picture: The picture; its caption is the title.
+        facts: Short sentences.
+        summary: What the list is of.
+        items: The list.
+    """
+
+    picture: Picture
+    facts: Sequence[str] = ()
+    summary: str = ""
+    items: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Cards side by side."""
+
+    cards: Sequence[Card]
+
+
+Block = Heading | Paragraph | Notice | Code | Grid | Picture | Facts | Gallery
 
 
 def to_markdown(blocks: Sequence[Block], folder: Path) -> str:
@@ -73,15 +115,17 @@ def to_markdown(blocks: Sequence[Block], folder: Path) -> str:
     return "\n\n".join(_markdown(block, folder) for block in blocks) + "\n"
 
 
-def to_html(blocks: Sequence[Block], title: str) -> str:
-    """Return the document as a page that needs no other file and no network."""
-    body = "\n".join(_html(block) for block in blocks)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"{body}\n</body>\n</html>\n"
-    )
+def to_html(blocks: Sequence[Block], title: str, *, live: bool = False) -> str:
+    """Return the document as a page that needs no other file and no network.
+
+    Args:
+        blocks: Its blocks.
+        title: Title of the window.
+        live: Whether the page asks its server again and again whether it has changed.
+    """
+    from orchestrator.page import render  # here: it brings jinja2
+
+    return render(blocks, title, live=live)
 
 
 def _markdown(block: Block, folder: Path) -> str:
@@ -90,6 +134,8 @@ def _markdown(block: Block, folder: Path) -> str:
             return f"{'#' * level} {_escape(text)}"
         case Paragraph(text):
             return _escape(text)
+        case Notice(text):
+            return f"> {_escape(text)}"
         case Code(text, summary):
             fence = "````" if "```" in text else "```"
             code = f"{fence}\n{text.rstrip()}\n{fence}"
@@ -100,6 +146,19 @@ def _markdown(block: Block, folder: Path) -> str:
             return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
         case Picture(path, caption):
             return f"![{_escape(caption)}]({path.relative_to(folder).as_posix()})"
+        case Facts(facts):
+            more = (f" ({fact.more})" if fact.more else "" for fact in facts)
+            told = (
+                f"{fact.title}: {fact.value}{add}" for fact, add in zip(facts, more, strict=True)
+            )
+            return "\n".join(f"- {_escape(line)}" for line in told)
+        case Gallery(cards):
+            return "\n\n".join(_markdown_card(card, folder) for card in cards)
+
+
+def _markdown_card(card: Card, folder: Path) -> str:
+    told = [*card.facts, *([f"{card.summary}: {', '.join(card.items)}."] if card.items else [])]
+    return f"{_markdown(card.picture, folder)}\n\n{_escape(' '.join(told))}".rstrip()
 
 
 def _escape(text: str) -> str:
@@ -113,44 +172,3 @@ def _cell(text: str) -> str:
     if set(text) <= {"-", ":"}:
         return text
     return _escape(text).replace("|", "\\|").replace("\n", " ")
-
-
-def _html(block: Block) -> str:
-    match block:
-        case Heading(text, level):
-            return f"<h{level}>{html.escape(text)}</h{level}>"
-        case Paragraph(text):
-            return f"<p>{html.escape(text)}</p>"
-        case Code(text, summary):
-            code = f"<pre>{html.escape(text.rstrip())}</pre>"
-            if not summary:
-                return code
-            return f"<details><summary>{html.escape(summary)}</summary>{code}</details>"
-        case Grid(columns, rows, numeric):
-            return _html_table(columns, rows, numeric)
-        case Picture(path, caption):
-            data = base64.b64encode(path.read_bytes()).decode()
-            text = html.escape(caption)
-            return (
-                f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
-                f"<figcaption>{text}</figcaption></figure>"
-            )
-
-
-def _html_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[str]
-) -> str:
-    marks = [' class="number"' if column in numeric else "" for column in columns]
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        marked = (
-            f"<{tag}{mark}>{html.escape(cell)}</{tag}>"
-            for mark, cell in zip(marks, cells, strict=True)
-        )
-        return f"<tr>{''.join(marked)}</tr>"
-
-    body = "\n".join(line(row, "td") for row in rows)
-    head = line(columns, "th")
-    return (
-        f'<div class="wide"><table>\n<thead>{head}</thead>\n<tbody>{body}</tbody>\n</table></div>'
-    )

@@ -269,6 +269,7 @@ class Experiment(Record):
 
     Attributes:
         name: Name of the study.
+        question: What it is to answer, in words, for reports; no result depends on it.
         trainable: What the study compares configurations of; its stage and section.
         genotype: What `trainable: retrain` trains, {"name": ..., **its JSON form}, or a grid of
             such; or None.
@@ -289,6 +290,7 @@ class Experiment(Record):
     """
 
     name: str
+    question: str | None = None
     trainable: Literal["search", "retrain"] = "search"
     genotype: dict[str, Any] | None = None
     space: dict[str, Any]

@@ -22,6 +22,7 @@ CATEGORIES = ("stage", "status", "label", "config_id", "method", "space", "datas
 _COUNTS = ("params", "macs")
 _OF_ROW = ("seed", "block", "epochs_done", "epochs_total", "genotype_epoch")
 _WHOLE = (*_OF_ROW, *_COUNTS, "found", "retrained", "epoch", "oracle_rank")
+_OF_CURVES = (*CATEGORIES[:5], "seed")
 _MOMENTS = ("started", "ended")
 _TEXTS = ("key", "genotype_hash", "reason")
 _OBJECTS = ("labels", "keys", "genotype")
@@ -89,22 +90,16 @@ def curves(study: Study, stage: Stage | None = None, *, oracle: bool = False) ->
         truths = table.by_epoch(row) if table is not None and row.stage == "search" else {}
         for place, entry in enumerate(row.curve, start=1):
             epoch = int(entry.get("epoch", place))
-            head: dict[str, Any] = {"key": row.key, "stage": row.stage}
-            head["status"] = _status(row, held)
-            head |= {
-                "label": row.label,
-                "config_id": row.config_id,
-                "method": row.method,
-                "seed": row.seed,
-            }
-            numbers = {_column_of(name): value for name, value in scalars(entry).items()}
-            line = {**head, "epoch": epoch, **numbers}
+            line: dict[str, Any] = {"key": row.key}
+            line |= {name: getattr(row, name) for name in _OF_CURVES}
+            line |= {"status": _status(row, held), "epoch": epoch}
+            line |= {_column_of(name): value for name, value in scalars(entry).items()}
             line["genotype_hash"] = entry.get("genotype_hash")
             line["ended"] = entry.get("ended")
             if table is not None:
                 line |= _truths(truths.get(epoch))
             lines.append(line)
-    heads = ["key", *CATEGORIES[:4], "method", "seed", "epoch", "genotype_hash", "ended"]
+    heads = ["key", *_OF_CURVES, "epoch", "genotype_hash", "ended"]
     return typed(lines, heads)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,10 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import (
     cost_report,
     diagnosis,
+    frames,
+    genotype_report,
+    glance,
+    hours_report,
     notices,
     oracle,
     oracle_metric,
@@ -27,6 +32,8 @@ from orchestrator.document import (
     Code,
     Grid,
     Heading,
+    Interval,
+    Notice,
     Paragraph,
     Picture,
     to_html,
@@ -55,7 +62,10 @@ if TYPE_CHECKING:
     from orchestrator.ledger import Row
     from orchestrator.study import Study
 
-MOST_DRAWINGS = 12
+SECTIONS: tuple[Callable[[Study, Sequence[Row], Path], list[Block]], ...] = ()
+"""Sections between accuracy and cost: each takes a study, its rows and the report's folder."""
+
+_MOST_TRACEBACKS, _MOST_SETTINGS = 20, 12
 _STATUS_WORDS = {
     "finished": "finished",
     "stopped": "stopped early",
@@ -69,8 +79,9 @@ _STATUS_WORDS = {
 
 @dataclass(frozen=True)
 class Report:
-    """Where a report was written, its table, what the study's oracle says, and costs."""
+    """Where a report is written, the study's rows, its table, what its oracle says, and costs."""
 
+    rows: list[Row]
     markdown: Path
     html: Path
     table: Path
@@ -86,8 +97,19 @@ class Report:
 
 def write_report(study: Study) -> Report:
     """Write the report of what a study's folder holds now, finished or not."""
+    report, blocks, title = build(study)
+    replace_file(
+        report.table, json.dumps(_document(study, report), indent=2, allow_nan=False).encode()
+    )
+    replace_file(report.html, to_html(blocks, title).encode())
+    replace_file(report.markdown, to_markdown(blocks, study.report).encode())
+    return report
+
+
+def build(study: Study) -> tuple[Report, list[Block], str]:
+    """Return a study's report, its blocks, whose pictures are written, and its title."""
     rows = oracle_metric.filled(study, study.rows())
-    stage, tune = study.experiment.trainable, study.experiment.tune
+    stage = study.experiment.trainable
     swept = stage == "retrain"
     results, sentences = _table(study, rows)
     costs = cost_report.view(_counted(study, rows), study.experiment.limits)
@@ -97,29 +119,42 @@ def write_report(study: Study) -> Report:
     folder.mkdir(parents=True, exist_ok=True)
     said = notices.notices(study.experiment)
     title = f"Simulated study {study.name}" if study.simulated else f"Study {study.name}"
+    asked = study.experiment.question
     blocks: list[Block] = [
         Heading(title, 1),
-        *(Paragraph(sentence) for sentence in said),
+        *(Notice(sentence) for sentence in said),
+        *([Paragraph(asked)] if asked else []),
         *_state(study),
+        *glance.blocks(study, rows, results),
         Heading("Results"),
-        Grid(columns(results), [result.cells() for result in results], NUMERIC),
+        Grid(
+            columns(results),
+            [result.cells() for result in results],
+            NUMERIC,
+            [_interval(result) for result in results] if len(results) > 1 else (),
+        ),
         Paragraph(" ".join(sentences)),
         *([Paragraph(str(spending))] if spending is not None else []),
         *_compared_blocks(study, [row for row in rows if row.stage == stage], results, folder),
         *oracle_report.blocks(truth, folder),
-        *cost_report.blocks(costs, folder),
         *_diagnosis_blocks(rows, folder),
-        *_genotype_blocks(results, folder),
+        *(block for section in SECTIONS for block in section(study, rows, folder)),
+        *cost_report.blocks(costs, folder),
+        *hours_report.blocks(rows, results, folder),
+        *genotype_report.blocks(rows, results, folder),
         *_retrain_blocks(rows, compared=swept),
+        *_open_blocks(study),
         *_unfinished_blocks(rows),
         Heading("Settings"),
+        *_differences(rows),
         Code(study.experiment_file.read_text(encoding="utf-8"), "Resolved experiment"),
         *_environment_blocks(rows),
-        *_reproduce_blocks(study),
+        *_reproduce_blocks(study, rows),
     ]
     if study.simulated:
         blocks = [_as_simulated(block) for block in blocks]
     report = Report(
+        rows=rows,
         markdown=folder / "report.md",
         html=folder / "report.html",
         table=folder / "table.json",
@@ -127,16 +162,27 @@ def write_report(study: Study) -> Report:
         oracle=truth,
         costs=costs,
     )
+    return report, blocks, title
+
+
+def _document(study: Study, report: Report) -> dict[str, Any]:
+    """Return what table.json holds."""
+    tune, spending = study.experiment.tune, read_spending(study.path)
     head = {"study": study.name, **notices.marks(study.experiment)}
     table = {**head, **report.to_json()}
     if spending is not None:
         table["budget"] = asdict(spending)
     if tune.pbt is not None:
-        table["populations"] = population_report.to_json(rows, tune.metric)
-    replace_file(report.table, json.dumps(table, indent=2, allow_nan=False).encode())
-    replace_file(report.html, to_html(blocks, title).encode())
-    replace_file(report.markdown, to_markdown(blocks, folder).encode())
-    return report
+        table["populations"] = population_report.to_json(report.rows, tune.metric)
+    return table
+
+
+def _interval(result: Result) -> Interval | None:
+    summary = result.accuracy if result.accuracy.n else result.test
+    if summary.mean is None:
+        return None
+    low, high = summary.low, summary.high
+    return 100 * summary.mean, low and 100 * low, high and 100 * high
 
 
 def _table(study: Study, rows: Sequence[Row]) -> tuple[list[Result], list[str]]:
@@ -252,28 +298,6 @@ def _diagnosis_blocks(rows: Sequence[Row], folder: Path) -> list[Block]:
     return blocks
 
 
-def _genotype_blocks(results: Sequence[Result], folder: Path) -> list[Block]:
-    found: dict[str, tuple[dict[str, Any], list[str]]] = {}
-    for result in results:
-        if result.genotype is not None and result.genotype_hash is not None:
-            found.setdefault(result.genotype_hash, (result.genotype, []))[1].append(result.label)
-    if not found:
-        return []
-    # Imported here: the table alone needs no space.
-    from spaces.core.drawing import draw_genotype
-    from spaces.core.genotype import Genotype
-
-    blocks: list[Block] = []
-    for genotype_hash, (form, labels) in list(found.items())[:MOST_DRAWINGS]:
-        path = folder / f"genotype-{genotype_hash}.png"
-        draw_genotype(Genotype.from_json(form), path)
-        blocks.append(Picture(path, f"{genotype_hash}: {', '.join(labels)}"))
-    if len(found) > MOST_DRAWINGS:
-        more = len(found) - MOST_DRAWINGS
-        blocks.append(Paragraph(f"{more} more genotypes are in table.json; `nas show` draws them."))
-    return [Heading("Best genotypes"), *blocks]
-
-
 def _retrain_blocks(rows: Sequence[Row], *, compared: bool) -> list[Block]:
     retrains = [row for row in rows if row.stage == "retrain"]
     if not retrains:
@@ -303,6 +327,23 @@ def _retrain_blocks(rows: Sequence[Row], *, compared: bool) -> list[Block]:
     return [Heading("Retraining"), Grid(heads, lines, heads[2:])]
 
 
+def _open_blocks(study: Study) -> list[Block]:
+    """Return the rows that were begun and have not ended; nothing where there is none."""
+    rows = study.partial_rows()
+    if not rows:
+        return []
+    held = study.holder() is not None
+    heads = ("stage", "method", "seed", "epochs", "val accuracy %")
+    lines = []
+    for row in rows:
+        value = row.value("val_accuracy")
+        shown = "–" if value is None else f"{100 * value:.2f}"
+        epochs = f"{row.epochs_done or len(row.curve)} of {row.epochs_total}"
+        lines.append((row.stage, row_label(row), str(row.seed), epochs, shown))
+    title = "Rows under way" if held else "Rows begun and not ended"
+    return [Heading(title), Grid(heads, lines, heads[4:])]
+
+
 def _unfinished_blocks(rows: Sequence[Row]) -> list[Block]:
     unfinished = [row for row in rows if row.status != "finished"]
     moved = [row for row in rows if row.resumed_elsewhere]
@@ -315,16 +356,19 @@ def _unfinished_blocks(rows: Sequence[Row]) -> list[Block]:
                 str(row.seed),
                 _STATUS_WORDS.get(row.status, row.status),
                 f"{row.epochs_done} of {row.epochs_total}",
-                _reason(row),
+                frames.reason(row) or "–",
             )
             for row in unfinished
         ]
         blocks.append(Grid(("stage", "method", "seed", "status", "epochs", "reason"), lines))
+        traced = [row for row in unfinished if row.error]
         blocks += [
-            Code(row.error, f"Traceback of {row_label(row)}, seed {row.seed} ({row.key})")
-            for row in unfinished
-            if row.error
+            Code(row.error or "", f"Traceback of {row_label(row)}, seed {row.seed} ({row.key})")
+            for row in traced[:_MOST_TRACEBACKS]
         ]
+        if len(traced) > _MOST_TRACEBACKS:
+            more = len(traced) - _MOST_TRACEBACKS
+            blocks.append(Paragraph(f"{more} more tracebacks are in the ledger."))
     else:
         blocks.append(Paragraph("None: every row in the ledger ran all its epochs."))
     if moved:
@@ -335,15 +379,64 @@ def _unfinished_blocks(rows: Sequence[Row]) -> list[Block]:
                 f"for bit what one machine gives: {names}."
             )
         )
-    return blocks
+    return blocks + _collapsed_blocks(rows)
 
 
-def _reason(row: Row) -> str:
-    if row.stop is not None:
-        return f"{row.stop.get('reason', '')} at epoch {row.stop.get('epoch', row.epochs_done)}"
-    if row.error:
-        return row.error.strip().splitlines()[-1]
-    return "the loss was no longer finite" if row.status == "diverged" else "–"
+def _collapsed_blocks(rows: Sequence[Row]) -> list[Block]:
+    """Return the finished searches that degenerated; nothing where none was measured so."""
+    lines = []
+    for row in rows:
+        if row.stage != "search" or row.status != "finished" or not row.curve:
+            continue
+        chosen = row.curve[(row.genotype_epoch or len(row.curve)) - 1]
+        if chosen.get("collapsed") == 1:
+            first = next(n for n, e in enumerate(row.curve, 1) if e.get("collapsed") == 1)
+            share = chosen.get("skip_share")
+            value = row.value("val_accuracy")
+            lines.append(
+                (
+                    row_label(row),
+                    str(row.seed),
+                    row.genotype_hash or "–",
+                    "–" if share is None else f"{100 * share:.0f}",
+                    "–" if value is None else f"{100 * value:.2f}",
+                    str(first),
+                )
+            )
+    if not lines:
+        return []
+    heads = ("method", "seed", "genotype", "skips %", "val accuracy %", "first at epoch")
+    return [
+        Heading("Collapsed searches"),
+        Paragraph("They finished and count in every mean above."),
+        Grid(heads, lines, heads[3:]),
+    ]
+
+
+def _differences(rows: Sequence[Row]) -> list[Block]:
+    """Return a table of the settings that differ between configurations; often nothing."""
+    stage = "search" if any(row.stage == "search" for row in rows) else "retrain"
+    own = [row for row in rows if row.stage == stage]
+    settings = {row.key: given for row, given in zip(own, frames.settings_of(own), strict=True)}
+    groups = by_label(own)
+    found = {label: settings[group[0].key] for label, group in groups.items()}
+    names = list(dict.fromkeys(name for given in found.values() for name in given))
+    if not names or len(names) > _MOST_SETTINGS or len(groups) < 2:
+        return []
+    lines = [
+        (label, *(_shown(given[name]) if name in given else "–" for name in names))
+        for label, given in found.items()
+    ]
+    numeric = tuple(
+        name
+        for name in names
+        if all(isinstance(given.get(name, 0), int | float) for given in found.values())
+    )
+    return [Paragraph("What differs:"), Grid(("configuration", *names), lines, numeric)]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _environment_blocks(rows: Sequence[Row]) -> list[Block]:
@@ -372,17 +465,22 @@ def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return pairs
 
 
-def _reproduce_blocks(study: Study) -> list[Block]:
+def _reproduce_blocks(study: Study, rows: Sequence[Row]) -> list[Block]:
     command = "simulate" if study.simulated else "run"
     name = f"{study.name}-again"
     again = shlex.join(["nas", command, str(study.experiment_file), "--name", name])
+    commits = list(dict.fromkeys(str(row.environment.get("git") or "") for row in rows))
+    commits = [commit for commit in commits if re.fullmatch(r"[0-9a-f]{6,40}", commit)]
+    lines = [f"git checkout {commit}" for commit in commits[-1:]] + [again]
     blocks: list[Block] = [
         Heading("Reproduce"),
         Paragraph(f"The study was made on {study.created} by:"),
         Code(study.command),
         Paragraph("The resolved experiment is in its folder, and runs the same rows again by:"),
-        Code(again),
+        Code("\n".join(lines)),
     ]
+    if len(commits) > 1:
+        blocks.append(Paragraph(f"Its rows are of {len(commits)} commits; that is the last one."))
     if study.test_reads.is_file():
         reads = len(study.test_reads.read_text(encoding="utf-8").splitlines())
         what = "A test accuracy of the table" if study.simulated else "The test split"

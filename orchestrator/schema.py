@@ -54,6 +54,7 @@ def json_schema() -> Schema:
     about = _attributes(Experiment)
     properties: dict[str, Schema] = {
         "name": {"type": "string", "pattern": f"^{NAME.pattern}$"},
+        "question": {"type": ["string", "null"], "maxLength": 1000, "default": None},
         "trainable": {"enum": ["search", "retrain"], "default": "search"},
         "genotype": {"anyOf": [_GENOTYPE, _word("grid", _GENOTYPE), {"type": "null"}]},
         "space": _plugin("spaces", swept=True),

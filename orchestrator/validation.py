@@ -41,6 +41,7 @@ from trainables.settings import (
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})")
+_QUESTION_LENGTH = 1000
 _URI_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 _SECTIONS = tuple(key for key in Experiment.model_fields if key != "training")
 
@@ -92,6 +93,7 @@ def check_experiment(
         training = training_section.hold_out(training, given, tune, problems)
     values: dict[str, Any] = {
         "name": _name(given, name, problems),
+        "question": _question(given.get("question"), problems),
         "trainable": trainable,
         "genotype": genotype,
         "space": space,
@@ -400,6 +402,13 @@ def _mlflow(value: Any, problems: Problems) -> MlflowSettings:
             f"(sqlite:////folder/mlflow.db), got {uri!r}.",
         )
     return settings
+
+
+def _question(value: Any, problems: Problems) -> str | None:
+    if value is None or (isinstance(value, str) and len(value) <= _QUESTION_LENGTH):
+        return value.strip() or None if value else None
+    problems.add("question", f"question must be text of at most {_QUESTION_LENGTH} characters.")
+    return None
 
 
 def _keep(value: Any, problems: Problems, at: str = "keep", what: str = "search") -> str:
