@@ -74,8 +74,8 @@ def options(
 ) -> None:
     """Differentiable architecture search: one file in, a table of results out.
 
-    Exit codes: 0 good, 1 trials failed, 2 wrong input, 130 interrupted. Progress goes to stderr,
-    results to stdout.
+    Exit codes: 0 good, 1 trials failed, 2 wrong input, 130 interrupted, 75 stopped by SIGTERM or
+    SIGUSR1 and to be gone on with. Progress goes to stderr, results to stdout.
     """
     if not plugins:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator import display
-from orchestrator.commands_run import Json
+from orchestrator.commands_run import TRIALS_FAILED, Json
 from orchestrator.dataset_paths import PATH_SETTINGS, offers
 from orchestrator.statistics import show_bytes
 from spaces.core import plugins
@@ -23,6 +24,7 @@ DataRoot = Annotated[
     Path, typer.Option("--root", metavar="DIR", help="Folder that holds the datasets.")
 ]
 DEFAULT_DATA_ROOT = Path("data")
+_DOWNLOAD_S = 6 * 3600.0
 # What YAML reads as text without quotation marks, and the words that it does not.
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
 _WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
@@ -43,6 +45,12 @@ def add_to(app: typer.Typer) -> None:
 def prepare(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="As nas list datasets says.")],
     root: DataRoot = DEFAULT_DATA_ROOT,
+    all_nodes: Annotated[
+        bool, typer.Option("--all-nodes", help="On every node of a Ray cluster, at the same path.")
+    ] = False,
+    address: Annotated[
+        str, typer.Option("--address", metavar="HOST:PORT", help="Of that cluster.")
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Download a dataset unless it is there, and verify its checksums.
@@ -61,6 +69,9 @@ def prepare(
             )
         _show_nothing_needed(dataset, as_json)
         return
+    if all_nodes:
+        _prepare_everywhere(dataset, root.expanduser().absolute(), address, as_json)
+        return
     settings = {"name": dataset} | ({"root": str(root)} if "root" in fields else {})
     config = plugins.make_config("datasets", settings)[1]
     module = plugins.load("datasets", dataset)
@@ -74,6 +85,25 @@ def prepare(
     shown = "" if size is None else f" ({show_bytes(size)})"
     display.say(f"{dataset} is ready in {folder}{shown}. In an experiment:")
     display.say(_yaml_line(settings))
+
+
+def _prepare_everywhere(dataset: str, root: Path, address: str, as_json: bool) -> None:
+    from orchestrator import cluster_nodes, sweep
+
+    settings = {"name": dataset} | ({"root": str(root)} if "root" in _settings(dataset) else {})
+    with sweep.cluster(address, None, Path(os.devnull)):
+        nodes = cluster_nodes.prepare_everywhere(dataset, settings, _DOWNLOAD_S)
+    failed = [name for name, _, error in nodes if error is not None]
+    if as_json:
+        found = [{"node": name, "folder": f or None, "error": e} for name, f, e in nodes]
+        display.say_json({"dataset": dataset, "settings": settings, "nodes": found})
+    else:
+        rows = [(name, "bad" if e else "ready", e or folder) for name, folder, e in nodes]
+        display.say_table(display.table(("node", "state", "found"), rows))
+        if not failed:
+            display.say(_yaml_line(settings))
+    if failed:
+        raise typer.Exit(TRIALS_FAILED)
 
 
 def status(root: DataRoot = DEFAULT_DATA_ROOT, as_json: Json = False) -> None:

@@ -1,21 +1,62 @@
-"""Commands of an operator of many studies: extend, merge."""
+"""Commands of an operator of many studies: doctor, extend, merge, stop."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator import display
-from orchestrator.commands_run import DEFAULT_ROOT, Json, Overrides, Root, resume_command, short
+from orchestrator.commands_run import (
+    DEFAULT_ROOT,
+    TRIALS_FAILED,
+    Json,
+    Overrides,
+    Root,
+    resume_command,
+    short,
+)
 from orchestrator.commands_study import StudyName
+
+if TYPE_CHECKING:
+    from orchestrator.study import Study
 
 
 def add_to(app: typer.Typer) -> None:
     """Give the commands of this module to `app`."""
+    app.command(epilog="Example: nas doctor experiments/quickstart.yaml")(doctor)
     app.command(epilog="Example: nas extend quickstart --seeds 0-9")(extend)
+    app.command(epilog="Example: nas stop quickstart")(stop)
     app.command(epilog="Example: nas merge east west --into both")(merge)
+
+
+def doctor(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An experiment, in YAML.")],
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the study.")] = None,
+    root: Root = DEFAULT_ROOT,
+    as_json: Json = False,
+) -> None:
+    """Look whether an experiment can run here, or on its cluster; start nothing.
+
+    Exit code 1: something is bad.
+    """
+    from orchestrator import config, preflight
+    from orchestrator.doctor import examine
+
+    experiment = config.load_experiment(file, overrides or (), name)
+    config.check_real(experiment)
+    checks = examine(experiment, root)
+    states = [check.state for check in checks]
+    if as_json:
+        document = {"experiment": experiment.name, "checks": preflight.as_json(checks)}
+        display.say_json({**document, "good": "bad" not in states})
+    else:
+        rows = [(check.name, check.state, check.said) for check in checks]
+        display.say_table(display.table(("check", "state", "found"), rows))
+    if "bad" in states:
+        raise typer.Exit(TRIALS_FAILED)
 
 
 def extend(
@@ -105,6 +146,55 @@ def merge(
         display.say(f"{key:<12} {value}")
     if merged.unchecked:
         display.note(f"Not checked whether all saw the same images: {merged.unchecked}.")
+
+
+def stop(
+    study: StudyName,
+    seconds: Annotated[
+        float, typer.Option("--wait", metavar="SECONDS", min=0.0, help="How long to wait for it.")
+    ] = 120.0,
+    root: Root = DEFAULT_ROOT,
+    as_json: Json = False,
+) -> None:
+    """Stop a study that runs, here or on another host; all epochs that were done are kept.
+
+    Exit code 1: it was asked, and has not stopped yet.
+    """
+    from orchestrator import stopping
+    from orchestrator.study import Study
+
+    opened = Study.open(study, root)
+    holder = opened.holder()
+    stopped, signalled = True, False
+    if holder is not None:
+        signalled = stopping.request(opened, holder)
+        stopped = stopping.wait(opened, holder, seconds)
+    kept = _kept(opened)
+    if as_json:
+        said = {"was_running": holder is not None, "stopped": stopped, "signalled": signalled}
+        display.say_json({"study": opened.name, **said, **kept})
+    elif holder is None:
+        display.say(f"{opened.name} is not running.")
+    elif stopped:
+        display.say(f"{opened.name} has stopped.")
+    if not as_json:
+        display.say(f"kept    {kept['rows']} rows, {kept['begun']} begun ({kept['epochs']} epochs)")
+        display.say(f"go on   {resume_command(opened.name, opened.root)}")
+    if not stopped and holder is not None:
+        display.note(
+            f"{opened.name} has been asked to stop and still runs (pid {holder.pid} on "
+            f"{holder.host}). It looks every second while trials run; `nas status {opened.name}` "
+            f"says when it has ended. On {holder.host}, `kill -9 {holder.pid}` ends it at once and "
+            "loses no more than the epochs in progress."
+        )
+        raise typer.Exit(TRIALS_FAILED)
+
+
+def _kept(study: Study) -> dict[str, int]:
+    """Return what a study has: its rows, those begun, and the epochs of these."""
+    begun = study.partial_rows()
+    epochs = sum(row.epochs_done for row in begun)
+    return {"rows": len(study.ledger.keys()), "begun": len(begun), "epochs": epochs}
 
 
 def _value(value: Any) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from spaces.core.genotype import Genotype
 
 GOOD, TRIALS_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: the same again later
 DEFAULT_ROOT = Path("studies")
 _DARTS_STACKS = {"darts", "s1", "s2", "s3", "s4"}  # a retraining's settings mean the same in them
 _MOST_LINES = 200  # nobody reads more on a terminal
@@ -241,10 +242,11 @@ def training(study_name: str, root: Path) -> Iterator[Reporter]:
     reporter.message(f"study {study_name} in {short((root / study_name).absolute())}")
     try:
         yield reporter
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         reporter.close()
-        display.note(f"Interrupted. Go on with: {resume_command(study_name, root)}")
-        raise typer.Exit(INTERRUPTED) from None
+        asked = str(stop) or None  # of a StoppedError
+        display.note(f"{_stopped(asked)} Go on with: {resume_command(study_name, root)}")
+        raise typer.Exit(_code_of(asked)) from None
     finally:
         reporter.close()
 
@@ -274,9 +276,20 @@ def finish(outcome: Outcome, root: Path, as_json: bool) -> None:
         where = short(study.experiment_file)
         display.note(f"{spending} To run them: raise retrain.budget_hours in {where}, then {again}")
     if outcome.interrupted:
-        display.note(f"The study is not complete. Go on with: {resume_command(study.name, root)}")
-        raise typer.Exit(INTERRUPTED)
+        by = outcome.stopped_by
+        why = "The study is not complete." if by is None else _stopped(by)
+        display.note(f"{why} Go on with: {resume_command(study.name, root)}")
+        raise typer.Exit(_code_of(by))
     raise typer.Exit(TRIALS_FAILED if failed else GOOD)
+
+
+def _stopped(by: str | None) -> str:
+    return f"Stopped by {by}." if by not in (None, "Ctrl-C") else "Interrupted."
+
+
+def _code_of(stopped_by: str | None) -> int:
+    """Return the exit code of an incomplete study; what a batch system ended it may run again."""
+    return REQUEUE if stopped_by in ("SIGTERM", "SIGUSR1") else INTERRUPTED
 
 
 def show_results(lines: Sequence[results.Result], said: Sequence[str] = ()) -> None:

@@ -106,6 +106,17 @@ def estimate(experiment: Experiment, root: Path | None = None) -> Estimate:
     )
 
 
+def state_bytes(experiment: Experiment) -> int:
+    """Return the bytes of the largest final state of a search, by making one of each kind; 0 for a
+    study of retrainings, which make none before they run.
+    """
+    if experiment.training is not None:
+        return 0
+    kinds = {_kind(unit.settings): unit for unit in _units(experiment)}
+    trials = (_search_trial(experiment, unit) for unit in kinds.values())
+    return max(sum(sizes_of(trial.final_state())) for trial in trials)
+
+
 def device_of(experiment: Experiment) -> str:
     """Return where trials run."""
     return "cuda" if experiment.tune.per_trial.on_gpu else "cpu"

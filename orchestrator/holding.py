@@ -10,21 +10,33 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import psutil
 
 from orchestrator.errors import StudyError
 
+# A clock that is set right while a process runs shifts the time of its start by a little.
+_SAME_START_S = 1.0
 _NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that runs a study."""
+    """The process that runs a study.
+
+    Attributes:
+        pid: Its number.
+        host: Where it runs.
+        since: When it took hold of the study, in local time.
+        started: Unix time in seconds at which the process was started; 0 where that is not known.
+    """
 
     pid: int
     host: str
     since: str
+    started: float = 0.0
 
 
 @contextlib.contextmanager
@@ -43,7 +55,8 @@ def hold_folder(path: Path) -> Iterator[None]:
                 f"study {path.name} is running{who}. Look at it with `nas status {path.name}`."
             )
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        holder_record = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        started = psutil.Process().create_time()
+        holder_record = asdict(Holder(os.getpid(), socket.gethostname(), since, started))
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(holder_record).encode(), 0)
         try:
@@ -88,6 +101,16 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def is_holder(holder: Holder) -> bool:
+    """Return whether the process of that number here is the holder, and no later one."""
+    if holder.host != socket.gethostname() or not holder.started:
+        return False
+    try:
+        return abs(psutil.Process(holder.pid).create_time() - holder.started) < _SAME_START_S
+    except psutil.Error:
+        return False
 
 
 def _lock(descriptor: int, path: Path) -> bool:

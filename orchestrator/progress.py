@@ -52,6 +52,7 @@ class Outcome:
         diverged: Rows whose loss became infinite or NaN.
         interrupted: Whether the study is incomplete and can be resumed.
         left_out: Retrainings that `retrain.budget_hours` left out.
+        stopped_by: What told the study to stop: "Ctrl-C", "nas stop", "SIGTERM", "SIGUSR1" or None.
     """
 
     study_name: str
@@ -61,6 +62,7 @@ class Outcome:
     diverged: int = 0
     interrupted: bool = False
     left_out: int = 0
+    stopped_by: str | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import (
+    cluster_nodes,
     costs,
     estimate,
     exporting,
@@ -28,6 +29,7 @@ from orchestrator import (
     planning,
     population_run,
     population_units,
+    preflight,
     ray_state,
     sweep,
     tracking,
@@ -53,6 +55,7 @@ from orchestrator.searchers import BudgetSearcher, Known, ListSearcher, OptunaSe
 from orchestrator.shown_scheduler import ShownScheduler
 from orchestrator.simulated_loop import run_here
 from orchestrator.simulating import DEFAULT_CONCURRENT, SimulatedStudy
+from orchestrator.stopping import StoppedError, Stopping
 from orchestrator.study import Study
 from orchestrator.study_trial import ENDED, StudyRetrain, StudySearch
 from orchestrator.units import Unit
@@ -80,6 +83,8 @@ def run_study(experiment: Experiment, root: Path, *, command: str, reporter: Rep
         StudyError: The study exists already or cannot be written.
     """
     sweep.check_address(experiment.ray.address)  # before there is a study
+    for sentence in preflight.refuse(experiment, root):
+        reporter.message(sentence)
     study = Study.create(root, experiment, command)
     planning.snapshot_plugins(study.plugins)
     return _Driver(study, reporter, command).run()
@@ -172,6 +177,7 @@ class _Driver:
             stages = ("retrain",)
         with self.stack:
             self.stack.enter_context(self.study.hold())
+            self.stopping = self.stack.enter_context(Stopping(self.study.path))
             self._note_command()
             for sentence in notices(self.experiment):
                 self.reporter.message(sentence)
@@ -189,19 +195,29 @@ class _Driver:
                 self.oracle_metric = OracleMetric(self.study, self.experiment.tune.metric)
             self.outbox = self.stack.enter_context(Outbox(self.study.outbox))
             self.stack.enter_context(self._tracking(uri, store))
-            complete, planned = True, set[str]()
-            for stage in stages:
-                swept = stage == self.experiment.trainable
-                keys = self._sweep(stage) if swept else self._retrain()
-                if stage == "search":
-                    self._count_costs()
-                planned |= keys
-                complete = self._is_complete(keys)
-                if not complete:
-                    break
-            self._keep()
+            complete, planned = False, set[str]()
+            try:
+                complete, planned = self._run_stages(stages)
+                self._keep()
+            except StoppedError:
+                planned = set(self.study.ledger.keys())
             self.status = "finished" if complete else "interrupted"
         return self._outcome(planned, interrupted=not complete)
+
+    def _run_stages(self, stages: Sequence[Stage]) -> tuple[bool, set[str]]:
+        """Return whether all has run, and the keys of what was to run."""
+        complete, planned = True, set[str]()
+        for stage in stages:
+            swept = stage == self.experiment.trainable
+            keys = self._sweep(stage) if swept else self._retrain()
+            if stage == "search":
+                self._count_costs()
+            planned |= keys
+            complete = self._is_complete(keys)
+            if not complete:
+                break
+            self.stopping.check()
+        return complete, planned
 
     def _note_command(self) -> None:
         """Add the command to the list of all that ever worked on the study."""
@@ -585,27 +601,41 @@ class _Driver:
         folder = self.study.ray / (monitor.stage if self.room is None else "more_room")
         if plan.configs:
             ray_state.prepare(folder, plan.configs, plan.ended, new=plan.new, concurrent=concurrent)
-        sweep.run_tuner(
-            self._trainable(monitor.stage),
-            plan.searcher,
-            scheduler,
-            sweep.make_callback(
-                on_result=on_result,
-                on_end=monitor.on_end,
-                on_tick=monitor.on_tick,
-            ),
-            folder=folder,
-            num_units=plan.new,
-            concurrent=concurrent,
-            per_trial=per_trial,
-            metric=tune.metric if compared else "train_accuracy",
-            mode=tune.mode if compared else "max",
-            max_failures=tune.max_failures,
-            time_budget_s=self._time_left(),
-            driver_metric=self.oracle_metric is not None and searching,
-            restored=sorted(plan.configs) or None,
+        callback = sweep.make_callback(
+            on_result=on_result,
+            on_end=monitor.on_end,
+            on_tick=self._ticking(monitor),
+            on_begin=self.stopping.take_over,
         )
-        monitor.on_tick(0)
+        try:
+            with self.stopping.of_tune():
+                sweep.run_tuner(
+                    self._trainable(monitor.stage),
+                    plan.searcher,
+                    scheduler,
+                    callback,
+                    folder=folder,
+                    num_units=plan.new,
+                    concurrent=concurrent,
+                    per_trial=per_trial,
+                    metric=tune.metric if compared else "train_accuracy",
+                    mode=tune.mode if compared else "max",
+                    max_failures=tune.max_failures,
+                    time_budget_s=self._time_left(),
+                    driver_metric=self.oracle_metric is not None and searching,
+                    restored=sorted(plan.configs) or None,
+                )
+        finally:
+            monitor.on_tick(0)
+
+    def _ticking(self, monitor: Monitor) -> Callable[[int], None]:
+        """Return what is done again and again while trials run."""
+
+        def on_tick(running: int) -> None:
+            monitor.on_tick(running)
+            self.stopping.look()
+
+        return on_tick
 
     def _with_oracle_metric(self, monitor: Monitor) -> OnResult:
         """Return what completes a result for the searcher, which is told last, and passes it on."""
@@ -628,7 +658,7 @@ class _Driver:
             scheduler,
             on_result=on_result,
             on_end=monitor.on_end,
-            on_tick=monitor.on_tick,
+            on_tick=self._ticking(monitor),
             num_units=count,
             concurrent=tune.max_concurrent or DEFAULT_CONCURRENT,
             metric=tune.metric,
@@ -652,7 +682,18 @@ class _Driver:
             log = self.study.logs / "ray.log"
             cluster = sweep.cluster(settings.address, settings.cpus, log)
             self.resources = self.stack.enter_context(cluster)
+            self.stopping.listen()
+            self._look_at_nodes()
         return self.resources
+
+    def _look_at_nodes(self) -> None:
+        """Refuse a cluster of others on which the study cannot run; say what should be known."""
+        if self.experiment.ray.address == "local" or self.simulation is not None:
+            return
+        nodes = cluster_nodes.ask(self.experiment, self.study.root)
+        digest = self.identity.dataset["digest"]
+        for sentence in preflight.refuse_cluster(self.experiment, nodes, digest):
+            self.reporter.message(sentence)
 
     def _time_left(self) -> float | None:
         if self.experiment.max_hours is None:
@@ -705,6 +746,7 @@ class _Driver:
             diverged=statuses.count("diverged"),
             interrupted=interrupted,
             left_out=len(self.spending.left_out) if self.spending is not None else 0,
+            stopped_by=self.stopping.reason if interrupted else None,
         )
 
 

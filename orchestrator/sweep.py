@@ -13,9 +13,7 @@ import functools
 import logging
 import os
 import shutil
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -181,7 +179,7 @@ def run_tuner(
     driver_metric: bool = False,
     restored: Sequence[str] | None = None,
 ) -> None:
-    """Run one stage to its end, or until it is told to stop (SIGINT, SIGTERM, the time budget).
+    """Run one stage to its end, or until it is told to stop (SIGINT, SIGUSR1, the time budget).
 
     Args:
         trainable: A `BlockTrainable`.
@@ -243,7 +241,6 @@ def run_tuner(
     with (
         (folder / "driver.log").open("a") as log,
         contextlib.redirect_stdout(log),
-        _terminate_gracefully(),
     ):
         if restored is None:
             tuner.fit()
@@ -286,25 +283,12 @@ def _short_name(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-@contextlib.contextmanager
-def _terminate_gracefully() -> Iterator[None]:
-    """Let SIGTERM (Slurm, systemd, Kubernetes) stop the run as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 def make_callback(
     *,
     on_result: Callable[[dict[str, Any], dict[str, Any]], None],
     on_end: Callable[[dict[str, Any], dict[str, Any], str | None], None],
     on_tick: Callable[[int], None],
+    on_begin: Callable[[], None] = lambda: None,
     tick_s: float = 0.5,
 ) -> Any:
     """Return a Tune callback that hands the driver plain data.
@@ -314,6 +298,7 @@ def make_callback(
         on_end: Called with the configuration, the last result and the error text, or None, when
             Tune has done with a trial.
         on_tick: Called at most every `tick_s` seconds with the number of running trials.
+        on_begin: Called when Tune has set itself up, before its first trial.
         tick_s: Seconds between ticks.
     """
     from ray import tune
@@ -323,6 +308,9 @@ def make_callback(
 
         def __init__(self) -> None:
             self.last_tick = 0.0
+
+        def setup(self, **_: Any) -> None:
+            on_begin()
 
         def on_trial_result(self, trial: Any, result: dict[str, Any], **_: Any) -> None:
             on_result(trial.config, result)

@@ -116,6 +116,8 @@ def test_nothing_heavy_is_imported(words: list[str], code: int, tmp_path: Path) 
         "sync",
         "extend",
         "merge",
+        "doctor",
+        "stop",
     ],
 )
 def test_every_command_has_help_with_an_example(command: str, nas: Nas) -> None:
