@@ -35,7 +35,7 @@ def ask(experiment: Experiment, root: Path, patience_s: float = PATIENCE_S) -> l
 
     alive = offering()
     dataset = None if experiment.simulation is not None else experiment.dataset
-    gpus = experiment.tune.per_trial.gpus > 0
+    gpus = experiment.tune.per_trial.on_gpu
     with _marked(root) as (folder, token):
         here = node_probe.probe(Request(str(folder), token, "own", dataset, gpus))
         driver = Node(f"{here.host} (driver)", 0.0, 0.0, here, skew_s=0.0, seen=True)

@@ -112,7 +112,7 @@ def state_bytes(experiment: Experiment) -> int:
     """
     if experiment.training is not None:
         return 0
-    kinds = {_kind(unit.settings): unit for unit in _units(experiment)}
+    kinds = {kind_of(unit): unit for unit in units_of(experiment)}
     trials = (_search_trial(experiment, unit) for unit in kinds.values())
     return max(sum(sizes_of(trial.final_state())) for trial in trials)
 

@@ -245,9 +245,9 @@ def of_resources(experiment: Experiment, nodes: Sequence[Node]) -> list[Check]:
     largest = ", ".join(f"{n.name}: {n.cpus:g} CPUs and {n.gpus:g} GPUs" for n in _most(nodes))
     checks = []
     for what, workers in stages.items():
-        bundle = f"{asked.cpus:g} CPUs and {asked.gpus:g} GPUs"
+        bundle = f"{asked.cpus:g} CPUs and {asked.most_gpus:g} GPUs"
         share = bundle if workers == 1 else f"{workers} times {bundle}"
-        room = sum(places(node, asked.cpus, asked.gpus) for node in nodes) // workers
+        room = sum(places(node, asked.cpus, asked.most_gpus) for node in nodes) // workers
         if room:
             said = (
                 f"{room} at a time, each {share}; {len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs"
@@ -315,7 +315,7 @@ def of_nodes(experiment: Experiment, nodes: Sequence[Node], digest: str | None) 
     checks.append(_one("shared folder", storage, "every node reads and writes it", f". {fix}"))
     if digest is not None:
         checks.append(_data(experiment, heard, digest))
-    if experiment.tune.per_trial.gpus > 0:
+    if experiment.tune.per_trial.on_gpu:
         blind = {
             n.name: f"Ray offers {n.gpus:g} GPUs and torch has {n.report.gpus or 0}"
             for n in nodes
