@@ -332,6 +332,8 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
     if "overhead_per_trial_s" in row:
         cells["overhead"] = f"{row['overhead_per_trial_s']:.3f} s"
         cells["trials/hour"] = f"{row['trials_per_hour']:,.0f}"
+        if row["overhead_cpu_s"] is not None:
+            cells["CPU s"] = f"{row['overhead_cpu_s']:.3f}"
     return cells
 
 
@@ -356,11 +358,28 @@ def _lines(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "times_one" in row:
         yield "block", f"{row['times_one']:.2f} times one search"
     if "overhead_per_trial_s" in row:
-        yield "overhead", f"{row['overhead_per_trial_s']:.3f} s a trial"
-        yield "search", f"{row['search_s']:.3f} s a trial"
-        yield "trials/hour", f"{row['trials_per_hour']:,.0f}"
-        yield "start and end", f"{row['start_and_end_s']:.1f} s"
-        yield "row", show_bytes(round(row["row_bytes"]))
+        yield from _sweep_lines(row)
+
+
+def _sweep_lines(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Return what a sweep's row says."""
+    yield "trials/hour", f"{row['trials_per_hour']:,.0f}, {row['search_s']:.3f} s of search each"
+    yield "overhead", f"{row['overhead_per_trial_s']:.3f} s a trial of a core's time"
+    setup = f"set-up {row['setup_s']:.3f} s, recording {row['recording_s']:.3f} s"
+    yield "", f"{setup}, to the next trial {row['hand_over_s']:.3f} s"
+    if row["overhead_cpu_s"] is not None:
+        yield "CPU", f"{row['overhead_cpu_s']:.3f} s a trial beside its search"
+        worker = f"set-up {row['setup_cpu_s']:.3f} s, recording {row['recording_cpu_s']:.3f} s"
+        parts = ("driver", "ray", "mlflow")
+        others = ", ".join(f"{name} {row[f'{name}_cpu_s']:.3f} s" for name in parts)
+        yield "", f"{worker}, {others}"
+        yield "workers", f"{row['workers']} processes for {row['trials']} trials"
+    imports = f"{row['import_cpu_s']:.1f} s of CPU to import"
+    yield "first trial", f"set up in {row['first_setup_s']:.1f} s, {imports}"
+    yield "start and end", f"{row['start_s']:.1f} s and {row['end_s']:.1f} s"
+    sizes = (("result", "result_bytes"), ("row", "row_bytes"), ("outbox", "outbox_bytes"))
+    texts = [f"{name} {show_bytes(round(row[key]))}" for name, key in sizes]
+    yield "a trial", ", ".join([*texts, f"state {show_bytes(round(row['state_bytes']))}"])
 
 
 def _step_lines(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
