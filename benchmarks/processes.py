@@ -28,7 +28,7 @@ class CpuWatch:
         self._root = root
         self._kinds: dict[int, str] = {}
         self._seconds: dict[int, float] = {}
-        self._over_time: list[tuple[float, dict[str, float]]] = []
+        self._over_time: list[tuple[float, dict[int, float]]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -57,7 +57,12 @@ class CpuWatch:
         return sum(kind == "workers" for kind in self._kinds.values())
 
     def _near(self, moment: float) -> dict[str, float]:
-        return min(self._over_time, key=lambda each: abs(each[0] - moment))[1]
+        spent = min(self._over_time, key=lambda each: abs(each[0] - moment))[1]
+        # By what a process turned out to be: a worker has another name before it has work.
+        sums = dict.fromkeys(KINDS, 0.0)
+        for pid, seconds in spent.items():
+            sums[self._kinds[pid]] += seconds
+        return sums
 
     def _follow(self) -> None:
         while not self._stop.wait(_PERIOD_S):
@@ -78,10 +83,7 @@ class CpuWatch:
             if self._is_ours(pid, parents):
                 self._kinds[pid] = self._kind(pid)
                 self._seconds[pid] = spent
-        sums = dict.fromkeys(KINDS, 0.0)
-        for pid, kind in self._kinds.items():
-            sums[kind] += self._seconds[pid]
-        self._over_time.append((time.time(), sums))
+        self._over_time.append((time.time(), dict(self._seconds)))
 
     def _is_ours(self, pid: int, parents: dict[int, int]) -> bool:
         seen = pid
@@ -101,4 +103,4 @@ class CpuWatch:
                 return "mlflow"
             if words.startswith("ray::") and "Trainable" in words:
                 return "workers"
-        return known  # a worker is called otherwise before it has work and when it has ended
+        return known

@@ -47,20 +47,7 @@ def measure(*, trials: int, epochs: int, concurrent: int | None = None) -> dict[
         root = Path(folder)
         file = root / "bench.yaml"
         file.write_text(_EXPERIMENT.format(trials=trials, epochs=epochs, at_once=at_once))
-        start = time.time()
-        command = [sys.executable, "-m", "orchestrator.cli", "run", str(file), "--root", str(root)]
-        environment = {**os.environ, "NO_COLOR": "1"}
-        with (
-            subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as running,
-            CpuWatch(running.pid) as watch,
-        ):
-            try:
-                status = running.wait()
-            finally:
-                running.terminate()  # it is not to go on without us
-        end = time.time()
-        if status:
-            raise subprocess.CalledProcessError(status, command)
+        start, end, watch = _run(file, root)
         study = root / "bench"
         rows = list(Ledger(study / "ledger").iterate())
         files = {
@@ -95,6 +82,24 @@ def measure(*, trials: int, epochs: int, concurrent: int | None = None) -> dict[
         "start_s": first - start,
         "end_s": end - last,
     }
+
+
+def _run(file: Path, root: Path) -> tuple[float, float, CpuWatch]:
+    """Run an experiment; return the unix times of start and end, and what was seen meanwhile."""
+    start = time.time()
+    command = [sys.executable, "-m", "orchestrator.cli", "run", str(file), "--root", str(root)]
+    environment = {**os.environ, "NO_COLOR": "1"}
+    with (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as running,
+        CpuWatch(running.pid) as watch,
+    ):
+        try:
+            status = running.wait()
+        finally:
+            running.terminate()  # it is not to go on without us
+    if status:
+        raise subprocess.CalledProcessError(status, command)
+    return start, time.time(), watch
 
 
 def _timeline(rows: Sequence[Row], at_once: int) -> dict[str, float]:
