@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -57,6 +58,9 @@ def add_to(app: typer.Typer) -> None:
         help="Measure this machine: ours against the reference, side by side.",
     )
     bench.command(epilog="Example: nas bench step --space darts --method all")(step)
+    bench.command(epilog="Example: nas bench scaling --over channels,batch --plot scaling.png")(
+        scaling
+    )
     bench.command(epilog="Example: nas bench search --images 512 --batch 64")(search)
     bench.command(epilog="Example: nas bench pipeline --batch 64")(pipeline)
     bench.command(epilog="Example: nas bench seeds --seeds 8")(seeds)
@@ -110,6 +114,88 @@ def step(
             )
 
     _show(rows(), where, as_json)
+
+
+def scaling(
+    over: Annotated[
+        str,
+        typer.Option(
+            help="channels, cells, batch, image, seeds, ops, edges or all.", metavar="NAME,..."
+        ),
+    ] = ALL,
+    space: SpaceName = "nasbench201",
+    method: MethodName = "darts",
+    channels: Annotated[int, typer.Option(min=2, help="Of the supernet, where it stays.")] = 16,
+    cells: Annotated[
+        int | None, typer.Option(min=1, help="Cells (NAS-Bench-201: per stage), where they stay.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=2, help="Images of a batch, where it stays.")] = 8,
+    image_size: Annotated[
+        int, typer.Option("--image-size", min=8, help="Side of an image, where it stays.")
+    ] = 16,
+    plot: Annotated[
+        Path | None, typer.Option(help="PNG to draw the curves into.", metavar="FILE")
+    ] = None,
+    engine: EngineName = "auto",
+    precision: PrecisionName = "float32",
+    device: Device = "auto",
+    rounds: Rounds = 3,
+    threads: Threads = 1,
+    as_json: Json = False,
+) -> None:
+    """Time a step, and count what it saves and holds, over one size after the other.
+
+    A curve goes from a quarter of what stays to its double. Seeds take their steps one after the
+    other here; for a block of them on a GPU see [bold]nas bench seeds[/bold]. Operations and edges
+    are those of the space, fewer and fewer.
+    """
+    where = _prepare(device, threads)
+    from benchmarks import scaling as bench
+    from benchmarks import step
+
+    curves = _chosen(over, tuple(bench.OVER), "--over")
+    (name,) = _chosen(space, step.SPACES, "--space", several=False)
+    (label,) = _chosen(method, tuple(step.METHODS), "--method", several=False)
+    (path,) = _chosen(engine, step.ENGINES, "--engine", several=False)
+    (exact,) = _chosen(precision, step.PRECISIONS, "--precision", several=False)
+    if plot is not None and not plot.absolute().parent.is_dir():
+        raise NasError(f"--plot must be a file in a folder that exists, got {plot}.")
+    base = step.Size(channels, cells or bench.BASE_CELLS[name], batch, image_size)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for what in curves:
+        found[what] = bench.measure(
+            what, name, label, base, where, rounds=rounds, engine=path, precision=exact
+        )
+        if not as_json:
+            _show_curve(what, found[what], where, first=len(found) == 1)
+    if as_json:
+        environment = _environment(where)
+        display.say_json([row | environment for rows in found.values() for row in rows])
+    if plot is not None:
+        from benchmarks.scaling_plot import draw
+
+        size = f"C={base.channels}, cells={base.cells}, batch {base.batch}, {base.image} pixels"
+        draw(found, plot, title=f"{name}, {label}: {size}")
+
+
+def _show_curve(over: str, rows: Sequence[dict[str, Any]], device: Any, *, first: bool) -> None:
+    if first:
+        display.say(", ".join(f"{name} {value}" for name, value in _environment(device).items()))
+    cells = [
+        [
+            str(row["value"]),
+            f"{row['step_s']:.4g} s",
+            f"{row['step_median_s']:.4g} s",
+            f"{row['images_per_s']:,.0f}",
+            show_bytes(row["saved_bytes"]),
+            show_bytes(row["peak_bytes"]),
+            show_bytes(row["weight_bytes"]),
+        ]
+        for row in rows
+    ]
+    columns = [over, "least", "median", "images/s", "saved", "peak memory", "weights"]
+    display.say("")
+    display.say_table(display.table(columns, cells, numeric=columns))
 
 
 def search(
@@ -332,6 +418,8 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
     if "overhead_per_trial_s" in row:
         cells["overhead"] = f"{row['overhead_per_trial_s']:.3f} s"
         cells["trials/hour"] = f"{row['trials_per_hour']:,.0f}"
+        if row["overhead_cpu_s"] is not None:
+            cells["CPU s"] = f"{row['overhead_cpu_s']:.3f}"
     return cells
 
 
@@ -356,11 +444,28 @@ def _lines(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "times_one" in row:
         yield "block", f"{row['times_one']:.2f} times one search"
     if "overhead_per_trial_s" in row:
-        yield "overhead", f"{row['overhead_per_trial_s']:.3f} s a trial"
-        yield "search", f"{row['search_s']:.3f} s a trial"
-        yield "trials/hour", f"{row['trials_per_hour']:,.0f}"
-        yield "start and end", f"{row['start_and_end_s']:.1f} s"
-        yield "row", show_bytes(round(row["row_bytes"]))
+        yield from _sweep_lines(row)
+
+
+def _sweep_lines(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Return what a sweep's row says."""
+    yield "trials/hour", f"{row['trials_per_hour']:,.0f}, {row['search_s']:.3f} s of search each"
+    yield "overhead", f"{row['overhead_per_trial_s']:.3f} s a trial of a core's time"
+    setup = f"set-up {row['setup_s']:.3f} s, recording {row['recording_s']:.3f} s"
+    yield "", f"{setup}, to the next trial {row['hand_over_s']:.3f} s"
+    if row["overhead_cpu_s"] is not None:
+        yield "CPU", f"{row['overhead_cpu_s']:.3f} s a trial beside its search"
+        worker = f"set-up {row['setup_cpu_s']:.3f} s, recording {row['recording_cpu_s']:.3f} s"
+        parts = ("driver", "ray", "mlflow")
+        others = ", ".join(f"{name} {row[f'{name}_cpu_s']:.3f} s" for name in parts)
+        yield "", f"{worker}, {others}"
+        yield "workers", f"{row['workers']} processes for {row['trials']} trials"
+    imports = f"{row['import_cpu_s']:.1f} s of CPU to import"
+    yield "first trial", f"set up in {row['first_setup_s']:.1f} s, {imports}"
+    yield "start and end", f"{row['start_s']:.1f} s and {row['end_s']:.1f} s"
+    sizes = (("result", "result_bytes"), ("row", "row_bytes"), ("outbox", "outbox_bytes"))
+    texts = [f"{name} {show_bytes(round(row[key]))}" for name, key in sizes]
+    yield "a trial", ", ".join([*texts, f"state {show_bytes(round(row['state_bytes']))}"])
 
 
 def _step_lines(row: dict[str, Any]) -> Iterator[tuple[str, str]]:

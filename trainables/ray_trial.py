@@ -12,6 +12,7 @@ Everything heavy is imported in `setup`, since a worker that waits for its turn 
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import math
@@ -167,7 +168,7 @@ class BlockTrainable(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take another configuration in the same process."""
         self.trials = {}
-        gc.collect()
+        _collect()
         self._free_device_memory()
         self.setup(new_config)
         return True
@@ -333,6 +334,18 @@ def __dir__() -> list[str]:
     except UnknownPluginError:
         methods = ()
     return sorted({*globals(), *map(class_name, methods)})
+
+
+def _collect() -> None:
+    """Free what trials of this process have left behind.
+
+    The first time, what is left is torch, Ray and their like: to look through it again for every
+    trial would take longer than to build one, so it is looked at no more.
+    """
+    gc.collect()
+    if not gc.get_freeze_count():
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # or libraries complain at exit of what is never freed
 
 
 def _is_number(value: Any) -> bool:
