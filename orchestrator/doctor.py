@@ -52,10 +52,11 @@ def _cluster(experiment: Experiment, root: Path) -> list[Check]:
 
 def _hardware(experiment: Experiment) -> str:
     of_hardware.check_hardware(experiment)
-    asked, here = experiment.tune.per_trial, preflight.this_machine(experiment)
-    room = preflight.places(here, asked.cpus, asked.most_gpus)
+    cpus, gpus = experiment.tune.per_trial.cpus, preflight.gpus_of(experiment)
+    here = preflight.this_machine(experiment)
+    room = preflight.places(here, cpus, gpus)
     return (
-        f"{room} at a time, each {asked.cpus:g} CPUs and {asked.most_gpus:g} GPUs; this machine, "
+        f"{room} at a time, each {cpus:g} CPUs and {gpus:g} GPUs; this machine, "
         f"{here.cpus:g} CPUs, {here.gpus:g} GPUs"
     )
 

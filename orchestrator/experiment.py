@@ -145,7 +145,11 @@ class Tune(Record):
         per_trial: Resources of one Ray trial.
         seeds_per_trial: Seeds that one Ray trial runs in lock-step; "all" or a number.
         max_concurrent: Most Ray trials at a time; None is what the resources allow.
-        max_failures: Times that a crashed trial is started again from its checkpoint.
+        max_failures: Times that a crashed trial is started again from its checkpoint; the loss of a
+            node is not counted.
+        trial_timeout: Seconds without an epoch after which a trial's process is ended and started
+            again, as a crash; it has to be more than the start and the longest epoch take. None is
+            never.
         allow_oracle_metric: Whether `metric` or `retrain.by` may be of the oracle, so that searches
             are led by the test accuracies that they are judged by; every output says so then.
     """
@@ -160,6 +164,7 @@ class Tune(Record):
     seeds_per_trial: Literal["all"] | int = 1
     max_concurrent: int | None = None
     max_failures: int = 2
+    trial_timeout: float | None = None
     allow_oracle_metric: bool = False
 
     @property

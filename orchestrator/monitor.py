@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, replace
 from typing import Any
 
+from orchestrator.failures import node_died
 from orchestrator.ledger import Row, Status, read_row, replace_file
 from orchestrator.more_room import is_short_of_memory
 from orchestrator.outbox import Outbox, epoch_record, row_record, start_record
@@ -22,6 +23,10 @@ _DEATHS = (
     "ActorUnavailableError",
     "NodeDiedError",
     "WorkerCrashedError",
+)
+_TIMED_OUT = (
+    "\nFailure # of the driver\nNo epoch was reported for {:.0f} s, which is more than "
+    "tune.trial_timeout, so that the process was ended.\n"
 )
 _LEFT: frozenset[Status] = frozenset({"failed", "oom", "stopped"})
 
@@ -58,6 +63,7 @@ class Monitor:
         self.announced: set[str] = set()
         self.settled: set[str] = set()
         self.lost: dict[str, tuple[dict[str, Any], str]] = {}
+        self.silent: dict[str, float] = {}
         self.best: float | None = None
         self.best_label = ""
         self.epochs_per_row = 1
@@ -107,6 +113,18 @@ class Monitor:
         """Return whether the process of a unit died and Tune did not start it again."""
         return any(key in self.lost for key in unit.rows.values())
 
+    def rounds(self, retries: int) -> Iterator[None]:
+        """Yield once, and again for each retry; what was lost with a node alone costs none."""
+        charged = 0
+        while charged <= retries:
+            yield
+            lost = [error for _, error in self.lost.values()]
+            charged += not lost or not all(map(node_died, lost))
+
+    def on_timeout(self, config: dict[str, Any], silent_s: float) -> None:
+        """Take note that the process of a trial is ended because it reported nothing for long."""
+        self.silent.update(dict.fromkeys(config["unit"]["rows"].values(), silent_s))
+
     def give_up(self) -> None:
         """Write the rows of trials whose processes died again and again."""
         for key, (config, error) in self.lost.items():
@@ -124,6 +142,7 @@ class Monitor:
             if entry is None:
                 continue
             self._announce(key, now)
+            self.silent.pop(key, None)
             if int(entry["epoch"]) > self.epochs.get(key, 0):
                 self.epochs[key] = int(entry["epoch"])
                 self.ran += 1
@@ -137,6 +156,8 @@ class Monitor:
         epoch = int(result.get("training_iteration", 0))
         for key in config["unit"]["rows"].values():
             row = self.study.ledger.read(key)
+            if error is not None and key in self.silent:
+                error += _TIMED_OUT.format(self.silent.pop(key))
             if row is None or row.status in _LEFT:
                 if error is not None and _process_died(error) and not is_short_of_memory(error):
                     self.lost[key] = (config, error)

@@ -99,7 +99,7 @@ def train(
         max_failures: Times that members whose processes died before they ran are tried again.
     """
     # Tune gives up a trial whose process dies before it is running, whatever max_failures says.
-    for _ in range(1 + max_failures):
+    for _ in monitor.rounds(max_failures):
         monitor.lost.clear()
         searcher = PopulationSearcher(populations, config, told)
         left = sum(population.left for population in populations)

@@ -237,17 +237,22 @@ def without_password(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
+def gpus_of(experiment: Experiment) -> float:
+    """Return the GPUs that a trial asks for at most."""
+    return experiment.tune.per_trial.most_gpus
+
+
 def of_resources(experiment: Experiment, nodes: Sequence[Node]) -> list[Check]:
     """Look whether a trial fits on a node: Ray adds nodes up, and would wait for ever."""
-    asked = experiment.tune.per_trial
+    asked_cpus, asked_gpus = experiment.tune.per_trial.cpus, gpus_of(experiment)
     stages = {"a trial": 1} | ({"a retraining": experiment.workers} if _spread(experiment) else {})
     cpus, gpus = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes)
     largest = ", ".join(f"{n.name}: {n.cpus:g} CPUs and {n.gpus:g} GPUs" for n in _most(nodes))
     checks = []
     for what, workers in stages.items():
-        bundle = f"{asked.cpus:g} CPUs and {asked.most_gpus:g} GPUs"
+        bundle = f"{asked_cpus:g} CPUs and {asked_gpus:g} GPUs"
         share = bundle if workers == 1 else f"{workers} times {bundle}"
-        room = sum(places(node, asked.cpus, asked.most_gpus) for node in nodes) // workers
+        room = sum(places(node, asked_cpus, asked_gpus) for node in nodes) // workers
         if room:
             said = (
                 f"{room} at a time, each {share}; {len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs"
@@ -315,7 +320,7 @@ def of_nodes(experiment: Experiment, nodes: Sequence[Node], digest: str | None) 
     checks.append(_one("shared folder", storage, "every node reads and writes it", f". {fix}"))
     if digest is not None:
         checks.append(_data(experiment, heard, digest))
-    if experiment.tune.per_trial.on_gpu:
+    if gpus_of(experiment) > 0:
         blind = {
             n.name: f"Ray offers {n.gpus:g} GPUs and torch has {n.report.gpus or 0}"
             for n in nodes

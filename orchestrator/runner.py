@@ -59,6 +59,7 @@ from orchestrator.stopping import StoppedError, Stopping
 from orchestrator.study import Study
 from orchestrator.study_trial import ENDED, StudyRetrain, StudySearch
 from orchestrator.units import Unit
+from orchestrator.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from spaces.core.genotype import Genotype
@@ -474,7 +475,7 @@ class _Driver:
         monitor = Monitor(self.study, self.outbox, self.reporter, stage, units, total, self.started)
         replay = stage == self.experiment.trainable and self.experiment.tune.scheduler is not None
         # Tune gives up a trial whose process dies before it is running, whatever max_failures says.
-        for _ in range(1 + self.experiment.tune.max_failures):
+        for _ in monitor.rounds(self.experiment.tune.max_failures):
             monitor.lost.clear()
             left = [unit for unit in units if not monitor.ended(unit)]
             if budget is not None:
@@ -606,6 +607,7 @@ class _Driver:
             on_end=monitor.on_end,
             on_tick=self._ticking(monitor),
             on_begin=self.stopping.take_over,
+            watchdog=Watchdog(tune.trial_timeout, self.reporter.message, monitor.on_timeout),
         )
         try:
             with self.stopping.of_tune():

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import StudyError
+from orchestrator.failures import node_died
 from orchestrator.ray_state import LiveObject, NotRestoredError, make_guard
+from orchestrator.watchdog import Watchdog
 from spaces.core import plugins
 
 # Set before ray is imported: none of Tune's per-trial files, no usage statistics, no nagging.
@@ -289,6 +291,7 @@ def make_callback(
     on_end: Callable[[dict[str, Any], dict[str, Any], str | None], None],
     on_tick: Callable[[int], None],
     on_begin: Callable[[], None] = lambda: None,
+    watchdog: Watchdog | None = None,
     tick_s: float = 0.5,
 ) -> Any:
     """Return a Tune callback that hands the driver plain data.
@@ -299,6 +302,7 @@ def make_callback(
             Tune has done with a trial.
         on_tick: Called at most every `tick_s` seconds with the number of running trials.
         on_begin: Called when Tune has set itself up, before its first trial.
+        watchdog: Is told of every epoch, and looks at the trials as often as `on_tick` is called.
         tick_s: Seconds between ticks.
     """
     from ray import tune
@@ -312,7 +316,14 @@ def make_callback(
         def setup(self, **_: Any) -> None:
             on_begin()
 
+        def on_trial_recover(self, trial: Any, **_: Any) -> None:
+            if node_died(_error_text(trial)):  # that is no fault of the trial
+                trial.run_metadata.num_failures = max(0, trial.run_metadata.num_failures - 1)
+                trial.run_metadata.invalidate_cache()
+
         def on_trial_result(self, trial: Any, result: dict[str, Any], **_: Any) -> None:
+            if watchdog is not None:
+                watchdog.heard(trial)
             on_result(trial.config, result)
 
         def on_trial_complete(self, trial: Any, **_: Any) -> None:
@@ -324,6 +335,8 @@ def make_callback(
         def on_step_end(self, trials: Any, **_: Any) -> None:
             if time.monotonic() - self.last_tick >= tick_s:
                 self.last_tick = time.monotonic()
+                if watchdog is not None:
+                    watchdog.look(trials)
                 on_tick(sum(trial.status == "RUNNING" for trial in trials))
 
     return StudyCallback()

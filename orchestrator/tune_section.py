@@ -74,6 +74,10 @@ def check_tune(value: Any, problems: Problems, *, swept: bool) -> Tune:
     check_lowest(
         tune.model_dump(), "tune", problems, num_samples=1, max_concurrent=1, max_failures=0
     )
+    if tune.trial_timeout is not None and tune.trial_timeout <= 0:
+        problems.add(
+            "tune.trial_timeout", f"tune.trial_timeout must be > 0, got {tune.trial_timeout!r}."
+        )
     return tune
 
 

@@ -1,0 +1,15 @@
+"""Of what kind a failure is, by the words that Ray has for it. Imports nothing heavy."""
+
+from __future__ import annotations
+
+_OF_NODES = ("its node has died", "NodeDiedError", "node was preempted")
+
+
+def last_failure(error: str) -> str:
+    """Return the last entry of the file in which Ray Tune notes the failures of a trial."""
+    return error.rpartition("Failure #")[2]
+
+
+def node_died(error: str) -> bool:
+    """Return whether the last failure is the loss of a node, which is no fault of the trial."""
+    return any(sign in last_failure(error) for sign in _OF_NODES)
