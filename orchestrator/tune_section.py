@@ -104,7 +104,7 @@ def _design(value: Any, problems: Problems) -> Design | None:
     if given is None:
         return None
     names = typing.get_args(specs_of(Design)["name"].hint)
-    name = given.get("name")
+    name: Any = given.get("name")
     if name not in names:
         miss = near_miss(str(name), names)
         problems.add(at, f"{at} must be one of {', '.join(names)}, got {name!r}.{miss}")
