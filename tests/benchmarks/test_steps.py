@@ -40,7 +40,8 @@ def test_both_steps_do_the_same_work(
     pair = make_pair(space, method, small(space), CPU, dtype=torch.float64)
     # One more step of ours has counted the passes.
     pair.reference()
-    for _ in range(2):
+    # Of one method ten steps in all: running statistics that drift apart do so slowly.
+    for _ in range(9 if method == "darts" else 2):
         pair.ours()
         pair.reference()
     for name, alpha in pair.reference_search.alphas.items():
