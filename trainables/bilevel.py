@@ -22,6 +22,7 @@ from spaces.core.recomputing import recompute_cells
 from spaces.core.space import Space
 from trainables.architecture import Architecture
 from trainables.capture import Captured, CaptureError
+from trainables.compiled import CompiledCells, CompileError
 from trainables.engine import Engine, choose_engine
 from trainables.implicit import Alphas, BilevelProblem
 from trainables.method import Method, OpWeights, SearchPoint
@@ -32,6 +33,9 @@ from trainables.state import cloned, make_generator, purpose_seed
 from trainables.timing import Stopwatch
 
 _LOG = logging.getLogger(__name__)
+
+_DOUBLE = "double backward"
+"""Of what torch says where second derivatives of compiled code are asked for."""
 
 Batch = tuple[Tensor, Tensor]
 """Images (B, C, H, W) and labels (B,)."""
@@ -77,6 +81,10 @@ class Bilevel(Architecture):
             use_form(self.engine.form)
         if settings.checkpointing == "cell":
             recompute_cells(self.supernet)
+        self._compiled: CompiledCells | None = None
+        self._compiled_steps: set[str] = set()
+        if self.engine.name == "compile":
+            self._use_compiled()
         self.weights = list(self.supernet.parameters())
         self.settings, self.seed, self.device = settings, seed, device
         super().__init__(
@@ -202,6 +210,8 @@ class Bilevel(Architecture):
         Within an epoch radii, rates and penalties are numbers that a graph may hold; what else a
         step depends on stays where it is until a state is loaded or an edge decided.
         """
+        if self._compiled is not None:
+            return self._run_compiled(self._compiled, what, step, at, *batches)
         if self.engine.name != "graph":
             return step(at, *batches)
         if self._recorded_in != at.epoch:
@@ -227,6 +237,47 @@ class Bilevel(Architecture):
             self._records.clear()
             _LOG.warning("Steps are not replayed as graphs but taken one by one: %s.", error)
             return step(at, *batches)
+
+    def _use_compiled(self) -> None:
+        if not hasattr(self.supernet, "calls"):
+            self._take_one_by_one("its supernet is the space's own, without the attribute `calls`")
+            return
+        self._compiled = CompiledCells()
+        self.supernet.calls = self._compiled  # type: ignore[assignment]
+
+    def _take_one_by_one(self, why: str) -> None:
+        self.engine = self.engine.without_graph(f"cells cannot be compiled, because {why}")
+        _LOG.warning("Steps: %s.", self.engine)
+
+    def _run_compiled(
+        self,
+        cells: CompiledCells,
+        what: str,
+        step: Callable[..., Mapping[str, Tensor]],
+        at: SearchPoint,
+        *batches: Batch,
+    ) -> Mapping[str, Tensor]:
+        """Take a step with compiled cells; what cannot be compiled shows in the first of its kind.
+
+        Then it is taken operation by operation, from the state before, and so are all that follow.
+        """
+        first = what not in self._compiled_steps
+        before = self.state_dict() if first else {}
+        cells.on = True
+        try:
+            found = step(at, *batches)
+        except (CompileError, RuntimeError) as error:
+            if not first or not (isinstance(error, CompileError) or _DOUBLE in str(error)):
+                raise
+            cells.on = False
+            self._compiled = self.supernet.calls = None  # type: ignore[assignment]
+            self.load_state_dict(before)
+            self._take_one_by_one(str(error).splitlines()[0].rstrip("."))
+            return step(at, *batches)
+        finally:
+            cells.on = False
+        self._compiled_steps.add(what)
+        return found
 
     def _changing(self) -> list[Tensor]:
         """Return all tensors that steps change in place."""

@@ -9,6 +9,7 @@ import torch
 
 from spaces.core.mixture import Form
 from spaces.core.operations import NOISE
+from trainables.compiled import missing_compiler
 from trainables.method import Method, first_order_gradient
 from trainables.settings import SearchSettings, resolved
 from trainables.state import DTYPES
@@ -22,14 +23,14 @@ class Engine:
     """How a search runs its steps. It changes results by last bits at most, but for the precision.
 
     Attributes:
-        name: "eager", "graph" or "reference", as in the settings.
+        name: "eager", "graph", "compile" or "reference", as in the settings.
         form: In which form the supernet runs its operations.
         precision: Of passes; alphas, op weights, statistics and optimizers have float32 at least.
         device: Kind of device, "cpu" or "cuda".
         why: What decided it, a sentence without its end.
     """
 
-    name: Literal["eager", "graph", "reference"]
+    name: Literal["eager", "graph", "compile", "reference"]
     form: Form
     precision: Literal["float32", "float64", "bf16"]
     device: str
@@ -79,6 +80,11 @@ def choose_engine(
         return replace(eager, name="reference", form="plain")
     if settings.engine == "eager":
         return eager
+    if settings.engine == "compile":
+        why = _not_compiled(settings, device, method, space)
+        if why is not None:
+            return eager.without_graph(f"cells cannot be compiled, because {why}")
+        return replace(eager, name="compile")
     hindrance = _hindrance(settings, method, space)
     if settings.engine == "auto" and not on_gpu:
         return eager.without_graph("on a CPU there is nothing to gain from graphs")
@@ -95,18 +101,41 @@ def choose_engine(
     return replace(graph, why=why)
 
 
+def _not_compiled(
+    settings: SearchSettings, device: torch.device, method: Method, space: Space | None
+) -> str | None:
+    """Return why cells of a search cannot be compiled; None where they can."""
+    if not method.trains:
+        return "the method does not train"
+    if method.sampled is not None:
+        return "the method draws in each step which operations run, and each choice is other code"
+    if _draws_inside(method, space):
+        return (
+            "they draw random numbers, and compiled code cannot do so from the search's generator"
+        )
+    if settings.checkpointing == "cell":
+        return "they are to run again in the backward pass (search.checkpointing)"
+    missing = missing_compiler(device.type)
+    return None if missing is None else f"this machine lacks {missing}"
+
+
+def _draws_inside(method: Method, space: Space | None) -> bool:
+    """Return whether cells draw random numbers."""
+    noisy = space is not None and any(
+        NOISE in space.operations_of(name, edge)
+        for name, edges in space.edges.items()
+        for edge in range(len(edges))
+    )
+    return noisy or method.skip_dropout is not None
+
+
 def _hindrance(settings: SearchSettings, method: Method, space: Space | None) -> str | None:
     """Return why steps of a method cannot be replayed; None where they can."""
     if not method.trains:
         return "the method does not train"
     if method.sampled is not None:
         return "the method draws in each step which operations run, which the host has to know"
-    noisy = space is not None and any(
-        NOISE in space.operations_of(name, edge)
-        for name, edges in space.edges.items()
-        for edge in range(len(edges))
-    )
-    draws_inside = noisy or method.skip_dropout is not None
+    draws_inside = _draws_inside(method, space)
     if draws_inside and settings.checkpointing == "cell":
         return "cells that run again have to draw the same random numbers"
     draws = draws_inside or method.mean is not None

@@ -151,7 +151,8 @@ class SearchTrial:
         )
         check_space(self.space, self._selection)
         self.engine = choose_engine(self.settings, self.device, self.method, self.space)
-        asked_in_vain = self.settings.engine == "graph" and self.engine.name != "graph"
+        asked = self.settings.engine
+        asked_in_vain = asked in ("graph", "compile") and self.engine.name != asked
         _LOG.log(logging.WARNING if asked_in_vain else logging.INFO, "Steps: %s.", self.engine)
         precision = self.engine.precision
         self.fingerprint = Fingerprint.of(self.device, precision, self.engine.label)

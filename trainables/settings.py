@@ -10,7 +10,7 @@ from typing import Any, Literal
 Augment = Literal["auto", "none", "crop_flip"]
 Precision = Literal["float32", "float64"]
 SearchPrecision = Literal["float32", "float64", "bf16", "auto"]
-Engine = Literal["auto", "eager", "graph", "reference"]
+Engine = Literal["auto", "eager", "graph", "compile", "reference"]
 Checkpointing = Literal["auto", "none", "cell"]
 
 
@@ -53,8 +53,10 @@ class SearchSettings:
             passes in bfloat16 where torch's autocast says so; "auto" is float32.
         threads: CPU threads of the trial.
         engine: How a step is run, which changes last bits at most: operation by operation for the
-            device ("eager"), recorded once and replayed ("graph"), or with nothing shared, to
-            compare with ("reference"). "auto" decides by device and method.
+            device ("eager"), recorded once and replayed ("graph"), with cells that torch.compile
+            has turned into code for this machine ("compile", which takes minutes before the first
+            step), or with nothing shared, to compare with ("reference"). "auto" decides by device
+            and method, and never compiles.
         checkpointing: What a pass keeps for its gradients: all activations ("none"), or of each
             cell only inputs and output, from which it runs again ("cell"): less memory, more time,
             the same results. "auto" is "none", and "cell" where a study's trial ran out of memory.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import get_args
@@ -170,6 +170,7 @@ class ChoiceSupernet(nn.Module):
 
     Attributes:
         recomputes: Whether cells keep no activations for the backward pass and run again in it.
+        calls: What runs `run(cell, ...)` in another way, such as compiled; None runs it as it is.
 
     Raises:
         SpaceError: The blocks cannot have such a structure.
@@ -193,6 +194,7 @@ class ChoiceSupernet(nn.Module):
     ) -> None:
         super().__init__()
         self.recomputes = False
+        self.calls: Callable[..., Tensor] | None = None
         self.shapes, self.layout, self.structure = dict(shapes), layout, structure
         cells = [layer for layer in layout.layers if isinstance(layer, CellLayer)]
         for layer in cells:
@@ -234,7 +236,11 @@ class ChoiceSupernet(nn.Module):
         for place, cell in enumerate(self.cells):
             if cell.stride == 2:
                 x = functional.max_pool2d(x, 2, 2, 1)
-            run = partial(cell, weights=self._of_cell(mixture, place), norm=norm)
+            weights = self._of_cell(mixture, place)
+            if self.calls is not None and mixture.active is None:
+                x = self.calls(_run_raw, cell, x, weights, norm)
+                continue
+            run = partial(cell, weights=weights, norm=norm)
             x = recomputed(run, [x], cell, None) if self.recomputes else run(x)
         return self.head(self.postprocess(Source(x), norm), norm)
 
@@ -276,6 +282,13 @@ class ChoiceSupernet(nn.Module):
                     raise SpaceError(
                         f"{what}['{name}'] must have shape {shape} or {(cells, *shape)}, got {got}."
                     )
+
+
+def _run_raw(
+    cell: nn.Module, x: Tensor, weights: Mapping[str, Sequence[Weighted]], norm: Norm
+) -> Tensor:
+    found: Tensor = cell(x, weights, norm)
+    return found
 
 
 def _rows(

@@ -9,7 +9,7 @@ mask leaves out is not run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -85,6 +85,17 @@ def _repeated(values: Tensor, channels: int) -> Tensor:
     return flat.view(*values.shape, channels)
 
 
+Calls = Callable[..., Tensor]
+
+
+def _run_raw(
+    cell: nn.Module, inputs: Sequence[Tensor], mixture: CellMixture, channels: int, norm: Norm
+) -> Tensor:
+    # Of tensors alone, and of nothing that an earlier cell has left.
+    found: Tensor = cell([Source(x) for x in inputs], mixture.scales(channels), norm)
+    return found
+
+
 class Supernet(nn.Module):
     """Over-parameterised network: weights and running statistics, and nothing else.
 
@@ -98,6 +109,7 @@ class Supernet(nn.Module):
 
     Attributes:
         recomputes: Whether cells keep no activations for the backward pass and run again in it.
+        calls: What runs `run(cell, ...)` in another way, such as compiled; None runs it as it is.
 
     Raises:
         SpaceError: The layout does not allow the structure.
@@ -111,6 +123,7 @@ class Supernet(nn.Module):
     ) -> None:
         super().__init__()
         self.recomputes = False
+        self.calls: Calls | None = None
         self.structure = structure
         self.topologies = {topology.name: topology for topology in topologies}
         self.trunk = Trunk(
@@ -174,6 +187,9 @@ class Supernet(nn.Module):
                 if key not in shared:
                     shared[key] = _of_cell(mixture, name, place).scales(channels)
                 scales = shared[key]
+            if self.calls is not None and mixture.active is None:
+                mine = _of_cell(mixture, name, place)
+                return self.calls(_run_raw, cell, [x.raw for x in inputs], mine, channels, norm)
             if not self.recomputes:
                 return cell(inputs, scales, norm, draws)
 

@@ -45,7 +45,8 @@ def test_both_steps_do_the_same_work(
     pair = make_pair(space, method, small(space), CPU, precision="float64")
     # One more step of ours has counted the passes.
     pair.reference.step()
-    for _ in range(2):
+    # Of one method ten steps in all: running statistics that drift apart do so slowly.
+    for _ in range(9 if method == "darts" else 2):
         pair.ours.step()
         pair.reference.step()
     for name, alpha in pair.reference.search.alphas.items():

@@ -140,8 +140,8 @@ BAD: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
         ("search.precision must not be swept over auto, which is float32",),
     ),
     "unknown_engine": (
-        good(search="{engine: compile}"),
-        ("search.engine must be one of auto, eager, graph, reference, got 'compile'",),
+        good(search="{engine: turbo}"),
+        ("search.engine must be one of auto, eager, graph, compile, reference, got 'turbo'",),
     ),
     "wrong_type_in_grid": (
         good(search="{epochs: {grid: [4, x]}}"),

@@ -196,3 +196,25 @@ def test_forms_are_of_whole_supernets() -> None:
     assert mixes
     assert {mix.form for mix in mixes} == {"wide"}
     assert SourceMix.form == "edge"
+
+
+@pytest.mark.parametrize("case", ["nasbench201", "s1", "s4"])
+def test_running_statistics_are_the_plain_ones_after_ten_batches(case: str) -> None:
+    space = space_of((SPACES | test_engine.CASES)[case])
+    found = {}
+    for form in ("edge", "wide", "plain"):
+        engine = space.build_supernet(3, 5, seed=1).double()
+        engine.use_form(form)
+        generator = torch.Generator().manual_seed(4)
+        op_weights = {
+            name: torch.rand(shape, generator=generator, dtype=torch.float64)
+            for name, shape in space.alpha_shapes().items()
+        }
+        with torch.no_grad():
+            for _ in range(10):
+                images = torch.randn(4, 3, 8, 8, generator=generator, dtype=torch.float64)
+                engine(images, Mixture(op_weights), norm="batch_and_update", generator=generator)
+        found[form] = dict(engine.named_buffers())
+    for name, expected in found["plain"].items():
+        for form in ("edge", "wide"):
+            torch.testing.assert_close(found[form][name], expected, rtol=1e-10, atol=1e-10)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spaces.core.mixture import Mixture, Norm
-from tests.trainables.searches import SPACES, small_search
+from tests.trainables.searches import ODD_SPACES, SPACES, small_search
 from trainables.bilevel import Bilevel
 from trainables.implicit import (
     AlphaStep,
@@ -144,8 +144,21 @@ def test_a_step_never_reads_a_value_on_the_host(
     assert reads.found == []
 
 
-def test_probes_at_displaced_weights_leave_the_running_statistics() -> None:
-    trial, other = small_search(UNROLLED), small_search(UNROLLED)
+@pytest.mark.parametrize("space", [*SPACES, *ODD_SPACES])
+def test_an_attack_leaves_the_running_statistics(space: str) -> None:
+    trial = small_search("sdarts_adv", space=space)
+    bilevel, (batch, _) = trial._bilevel, trial._data.next_batches()
+    before = {name: buffer.clone() for name, buffer in bilevel.supernet.named_buffers()}
+    _, distance = bilevel._seen_by_weights(bilevel.point(2), batch)
+    assert distance is not None
+    assert distance.item() > 0
+    for name, buffer in bilevel.supernet.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
+@pytest.mark.parametrize("space", [*SPACES, *ODD_SPACES])
+def test_probes_at_displaced_weights_leave_the_running_statistics(space: str) -> None:
+    trial, other = (small_search(UNROLLED, space=space) for _ in range(2))
     train_batch, val_batch = trial._data.next_batches()
     trial._bilevel.alpha_step(trial._bilevel.point(0), train_batch, val_batch)
     bilevel = other._bilevel

@@ -46,8 +46,20 @@ RECORDED = [
     "pc_darts",
     "darts_minus",
     P_DARTS,
+    "sdarts_rs",
+    "amended_darts",
+    "beta_darts",
+    "fair_darts",
 ]
 """Methods whose steps can be recorded, of all sorts: probes, draws, stages, edge logits."""
+GRADIENTS = [
+    {"name": "darts", "alpha_gradient": {"name": name, **more}}
+    for name, more in (
+        *(("unrolled", {"product": "exact"}), ("amended", {"product": "exact"})),
+        ("neumann", {"stop_on_negative_curvature": True}),
+    )
+]
+"""Alpha gradients in other settings than those of the methods."""
 
 
 def method_of(settings: Any, epochs: int = 3) -> Method:
@@ -357,7 +369,15 @@ def test_optimizers_of_a_gpu_take_the_same_steps_and_load_the_same_states() -> N
             torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("method", RECORDED, ids=str)
+def test_every_method_that_is_recorded_is_known() -> None:
+    known = {method if isinstance(method, str) else method["name"] for method in RECORDED}
+    assert known | {"gdas", "random"} == set(plugins.available("methods")) - {
+        "exploding",
+        "sampled",
+    }
+
+
+@pytest.mark.parametrize("method", [*RECORDED, *GRADIENTS], ids=str)
 def test_a_step_that_is_recorded_never_asks_for_a_value(
     monkeypatch: pytest.MonkeyPatch, method: Any
 ) -> None:
