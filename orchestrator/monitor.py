@@ -249,7 +249,9 @@ class Monitor:
         )
         self.reporter.update(progress)
         text = json.dumps({**asdict(progress), "time": time.time()})
-        replace_file(self.study.progress, text.encode(), durable=not self.study.simulated)
+        # Written anew twice a second, and by nobody read after a loss of power: to wait for the
+        # disk would keep trials waiting.
+        replace_file(self.study.progress, text.encode(), durable=False)
 
     def _left(self) -> float | None:
         """Estimate the seconds left from the epochs that this run has done so far.
