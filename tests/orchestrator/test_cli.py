@@ -116,6 +116,7 @@ def test_nothing_heavy_is_imported(words: list[str], code: int, tmp_path: Path) 
         "sync",
         "extend",
         "merge",
+        "archive",
         "doctor",
         "stop",
     ],
