@@ -1,4 +1,4 @@
-"""Commands of an operator of many studies: doctor, extend, merge, stop."""
+"""Commands of an operator of many studies: doctor, extend, merge, stop, archive."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from orchestrator.commands_run import (
     short,
 )
 from orchestrator.commands_study import StudyName
+from orchestrator.statistics import show_bytes
 
 if TYPE_CHECKING:
     from orchestrator.study import Study
@@ -27,6 +28,7 @@ def add_to(app: typer.Typer) -> None:
     """Give the commands of this module to `app`."""
     app.command(epilog="Example: nas doctor experiments/quickstart.yaml")(doctor)
     app.command(epilog="Example: nas extend quickstart --seeds 0-9")(extend)
+    app.command(epilog="Example: nas archive quickstart s3://bucket/studies")(archive)
     app.command(epilog="Example: nas stop quickstart")(stop)
     app.command(epilog="Example: nas merge east west --into both")(merge)
 
@@ -146,6 +148,33 @@ def merge(
         display.say(f"{key:<12} {value}")
     if merged.unchecked:
         display.note(f"Not checked whether all saw the same images: {merged.unchecked}.")
+
+
+def archive(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A folder, or s3://bucket/folder and the like.")
+    ],
+    restore: Annotated[
+        bool, typer.Option("--restore", help="Bring the study back from there.")
+    ] = False,
+    root: Root = DEFAULT_ROOT,
+    as_json: Json = False,
+) -> None:
+    """Copy a study to a place for keeping, verified by digest; go on if that was cut off."""
+    from orchestrator import archiving
+    from orchestrator.study import Study, studies_root
+
+    if restore:
+        done = archiving.restore(target, study, studies_root(root), display.note)
+    else:
+        done = archiving.archive(Study.open(study, root), target, display.note)
+    if as_json:
+        document = {"study": study, "place": done.place, "files": done.files, "bytes": done.size}
+        display.say_json({**document, "copied": done.sent, "restored": restore})
+        return
+    was = f"{done.files - done.sent} were there already" if done.sent < done.files else "all copied"
+    display.say(f"{done.place}: {done.files} files, {show_bytes(done.size)}, {was}; verified")
 
 
 def stop(

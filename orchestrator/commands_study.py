@@ -30,12 +30,14 @@ from orchestrator.population_file import snapshots
 from orchestrator.statistics import show_bytes, show_time
 
 if TYPE_CHECKING:
+    from orchestrator.reconciling import Finding
     from orchestrator.study import Study
 
 StudyName = Annotated[
     str, typer.Argument(metavar="STUDY", help="Name of a study, or path of its folder.")
 ]
 HOST = "127.0.0.1"
+_KEYS_SHOWN = 3
 # Pages alone: no job runner (a second process of 230 MB) and no word to anybody outside.
 _UI_ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -425,10 +427,13 @@ def sync(
             "--models/--no-models", help="Retrained networks too; default as mlflow.models says."
         ),
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only compare; exit code 1 says that they differ.")
+    ] = False,
     root: Root = DEFAULT_ROOT,
     as_json: Json = False,
 ) -> None:
-    """Send to MLflow what it has not got yet."""
+    """Send to MLflow what it has not got yet, compare it with the study, repair what differs."""
     from orchestrator import tracking, tracking_location
     from orchestrator.study import Study
 
@@ -436,15 +441,43 @@ def sync(
     if uri is None:
         uri = tracking.tracking_uri(opened.experiment, opened.root)
     uri = tracking_location.check_uri(uri)
-    tracking.prepare_store(uri)
-    send = tracking.rebuild if rebuild else tracking.drain
-    sent = send(opened, uri, models=models)
+    shown = tracking_location.without_password(uri)
+    sent, mended = 0, list[Any]()
+    if not check:
+        tracking.prepare_store(uri)
+        mended = tracking.mend(opened, uri)
+        send = tracking.rebuild if rebuild else tracking.drain
+        sent = send(opened, uri, models=models)
+    found, left = tracking.reconcile(opened, uri, check=check)
+    found = [*mended, *found]
     if as_json:
         marks = notices.marks(opened.experiment)
-        display.say_json({"study": opened.name, **marks, "tracking_uri": uri, "sent": sent})
-        return
-    what = f"{'simulated ' if opened.simulated else ''}{'rows' if rebuild else 'records'}"
-    display.say(f"{sent} {what} sent to {uri}")
+        document = {"study": opened.name, **marks, "tracking_uri": shown, "sent": sent}
+        lists = {"found": found, "left": left}
+        document |= {name: [dataclasses.asdict(f) for f in each] for name, each in lists.items()}
+        display.say_json(document)
+    else:
+        what = f"{'simulated ' if opened.simulated else ''}{'rows' if rebuild else 'records'}"
+        if not check:
+            display.say(f"{sent} {what} sent to {shown}")
+        _show_findings(found, left, check=check)
+        if check and not found:
+            display.say(f"{opened.name} and {shown} agree.")
+    if left:
+        raise typer.Exit(TRIALS_FAILED)
+
+
+def _show_findings(found: Sequence[Finding], left: Sequence[Finding], *, check: bool) -> None:
+    from orchestrator.reconciling import SAID
+
+    for kind, text in SAID.items():
+        keys = [finding.key for finding in found if finding.kind == kind]
+        if not keys:
+            continue
+        more = ", ..." if len(keys) > _KEYS_SHOWN else ""
+        repaired = not check and not any(finding.kind == kind for finding in left)
+        end = "; repaired" if repaired else ""
+        display.say(f"{len(keys)} {text} ({', '.join(keys[:_KEYS_SHOWN])}{more}){end}")
 
 
 def ui(

@@ -202,7 +202,7 @@ def of_tracking(
         uri = tracking_location.tracking_uri(experiment, studies_root(root))
     except ConfigError as error:
         return Check("tracking", "bad", str(error))
-    shown = without_password(uri)
+    shown = tracking_location.without_password(uri)
     file = tracking_location.database_file(uri)
     if file is not None:
         if tracking_location.on_network(file.absolute().parent):
@@ -227,14 +227,6 @@ def of_tracking(
             "itself or by `nas sync`",
         )
     return Check("tracking", "good", f"{shown} answers; workers never talk to it")
-
-
-def without_password(uri: str) -> str:
-    """Return a URI without what must not be shown: user, password and query."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc and not parts.query:
-        return uri
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def gpus_of(experiment: Experiment) -> float:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import StudyError
 from orchestrator.holding import locked
+from orchestrator.reconciling import STUDY, Finding, compare, mend_runs, repair
 from orchestrator.study import Study
 from orchestrator.tracking_drain import Drain
 from orchestrator.tracking_follow import follow
@@ -48,6 +49,7 @@ __all__ = [
     "drain",
     "prepare_store",
     "rebuild",
+    "reconcile",
     "start_drain",
     "start_preparing",
     "store_notice",
@@ -91,6 +93,43 @@ def rebuild(study: str | os.PathLike[str] | Study, uri: str, *, models: bool | N
     """
     study = _study(study)
     return _connect(study, uri, models).rebuild()
+
+
+def reconcile(
+    study: str | os.PathLike[str] | Study, uri: str, *, check: bool = False
+) -> tuple[list[Finding], list[Finding]]:
+    """Compare a study with the store and repair what differs.
+
+    Args:
+        study: The study, or its folder.
+        uri: MLflow tracking URI.
+        check: Whether nothing is changed.
+
+    Returns:
+        What was found, and what of it is left.
+
+    Raises:
+        StoreDownError: The store cannot be reached.
+    """
+    study = _study(study)
+    if check and database_file(uri) is not None and not has_tables(uri):
+        missing = [Finding("missing", key, None) for key in [STUDY, *study.ledger.keys()]]
+        return missing, missing  # to open the store would make it
+    store = MlflowStore(uri, study)
+    if check:
+        found = compare(study, store)
+        return found, found
+    return repair(study, store, uri)
+
+
+def mend(study: str | os.PathLike[str] | Study, uri: str) -> list[Finding]:
+    """Restore runs of a study that were deleted, delete doubled ones, and return them.
+
+    Raises:
+        StoreDownError: The store cannot be reached.
+    """
+    study = _study(study)
+    return mend_runs(study, MlflowStore(uri, study))
 
 
 def prepare_store(uri: str) -> None:
@@ -204,8 +243,34 @@ class MlflowStore:
             )
         return str(found.experiment_id)
 
+    def find_experiment(self, name: str) -> str | None:
+        """Return the id of the experiment of that name, or None."""
+        with _translated():
+            found = self._client.get_experiment_by_name(name)
+        return None if found is None else str(found.experiment_id)
+
     def runs(self, experiment_id: str, study_id: str) -> list[StoredRun]:
         """Return the study's runs, oldest first."""
+        return self._search(experiment_id, study_id, deleted=False)
+
+    def deleted_runs(self, experiment_id: str, study_id: str) -> list[StoredRun]:
+        """Return the study's runs that a person, or a repair, has deleted, oldest first."""
+        return self._search(experiment_id, study_id, deleted=True)
+
+    def delete(self, run_id: str) -> None:
+        """Delete a run; `mlflow gc` removes it for good."""
+        with _translated():
+            self._client.delete_run(run_id)
+
+    def restore(self, run_id: str) -> None:
+        """Restore a run that was deleted."""
+        with _translated():
+            self._client.restore_run(run_id)
+
+    def _search(self, experiment_id: str, study_id: str, *, deleted: bool) -> list[StoredRun]:
+        from mlflow.entities import ViewType
+
+        view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         runs: list[StoredRun] = []
         token = None
         while True:
@@ -213,6 +278,7 @@ class MlflowStore:
                 page = self._client.search_runs(
                     [experiment_id],
                     filter_string=f"tags.`nas.study_id` = '{study_id}'",
+                    run_view_type=view,
                     max_results=1000,
                     order_by=["attributes.start_time ASC"],
                     page_token=token,

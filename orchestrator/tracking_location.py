@@ -58,6 +58,14 @@ def check_uri(uri: str, where: str = "--uri") -> str:
     return uri
 
 
+def without_password(uri: str) -> str:
+    """Return a URI without what must not be shown: user, password and query."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc and not parts.query:
+        return uri
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
 def default_uri(root: str | os.PathLike[str]) -> str:
     """Return the URI of the SQLite store of a folder of studies.
 

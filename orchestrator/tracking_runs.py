@@ -49,8 +49,20 @@ class Store(Protocol):
     def experiment(self, name: str) -> str:
         """Return the id of the experiment of that name, made if missing."""
 
+    def find_experiment(self, name: str) -> str | None:
+        """Return the id of the experiment of that name, or None; nothing is made."""
+
     def runs(self, experiment_id: str, study_id: str) -> list[StoredRun]:
         """Return the study's runs, oldest first."""
+
+    def deleted_runs(self, experiment_id: str, study_id: str) -> list[StoredRun]:
+        """Return the study's runs that were deleted and can be restored, oldest first."""
+
+    def delete(self, run_id: str) -> None:
+        """Delete a run, so that it can be restored."""
+
+    def restore(self, run_id: str) -> None:
+        """Restore a run that was deleted."""
 
     def create(self, experiment_id: str, name: str, start: int, tags: Mapping[str, str]) -> str:
         """Make a run with status RUNNING and return its id."""

@@ -74,12 +74,27 @@ class MemoryStore:
     def experiment(self, name: str) -> str:
         return str(self._call(lambda: "1"))
 
+    def find_experiment(self, name: str) -> str | None:
+        return "1" if self._call(lambda: bool(self.all)) else None
+
     def runs(self, experiment_id: str, study_id: str) -> list[StoredRun]:
+        return self._runs(study_id, deleted=False)
+
+    def deleted_runs(self, experiment_id: str, study_id: str) -> list[StoredRun]:
+        return self._runs(study_id, deleted=True)
+
+    def delete(self, run_id: str) -> None:
+        self._call(lambda: self.deleted.add(run_id))
+
+    def restore(self, run_id: str) -> None:
+        self._call(lambda: self.deleted.discard(run_id))
+
+    def _runs(self, study_id: str, *, deleted: bool) -> list[StoredRun]:
         def effect() -> list[StoredRun]:
             return [
                 StoredRun(run_id, r.name, r.status, r.end, dict(r.tags), set(r.params), r.metrics())
                 for run_id, r in self.all.items()
-                if r.tags.get("nas.study_id") == study_id and run_id not in self.deleted
+                if r.tags.get("nas.study_id") == study_id and (run_id in self.deleted) == deleted
             ]
 
         found: list[StoredRun] = self._call(effect)

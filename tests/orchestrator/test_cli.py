@@ -116,6 +116,7 @@ def test_nothing_heavy_is_imported(words: list[str], code: int, tmp_path: Path) 
         "sync",
         "extend",
         "merge",
+        "archive",
         "doctor",
         "stop",
     ],
@@ -662,6 +663,8 @@ def test_sync_sends_or_rebuilds(nas: Nas, study: Study, monkeypatch: pytest.Monk
             return 7
 
         monkeypatch.setattr(f"orchestrator.tracking.{name}", send)
+    monkeypatch.setattr("orchestrator.tracking.mend", lambda study, uri: [])
+    monkeypatch.setattr("orchestrator.tracking.reconcile", lambda study, uri, check: ([], []))
     default = f"sqlite:///{study.root / 'mlflow.db'}"
     assert nas("sync", "tiny") == (0, f"7 records sent to {default}\n", "")
     _, out, _ = nas("sync", "tiny", "--rebuild", "--uri", "http://127.0.0.1:9", "--json")
@@ -673,6 +676,8 @@ def test_sync_sends_or_rebuilds(nas: Nas, study: Study, monkeypatch: pytest.Monk
         "notices": [],
         "tracking_uri": "http://127.0.0.1:9",
         "sent": 7,
+        "found": [],
+        "left": [],
     }
     assert nas("sync", "tiny", "--models")[0] == 0
     other = "http://127.0.0.1:9"

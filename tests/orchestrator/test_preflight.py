@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import cli, cluster_nodes, node_probe, preflight, runner, sweep
+from orchestrator import cli, cluster_nodes, node_probe, preflight, runner, sweep, tracking_location
 from orchestrator.config import load_experiment
 from orchestrator.errors import StudyError
 from orchestrator.experiment import Experiment
@@ -258,7 +258,7 @@ def test_a_store_that_does_not_answer_is_a_warning_without_its_password(tmp_path
     ],
 )
 def test_passwords_are_not_shown(uri: str, shown: str) -> None:
-    assert preflight.without_password(uri) == shown
+    assert tracking_location.without_password(uri) == shown
 
 
 def test_the_command_is_a_table_or_json_and_its_code_says_bad(
