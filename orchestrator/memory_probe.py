@@ -100,8 +100,16 @@ def _trial(request: Mapping[str, Any]) -> Any:
     if request["stage"] == "retrain":
         alone = {"compile": False, "workers": 1, "shared_batch_norm": True}
         return retraining({**config, "retrain": {**config["retrain"], **alone}}, 0)
-    words = ("space", "dataset", "method", "selection", "search", "device", "diagnostics")
-    return SearchTrial(**{word: config[word] for word in words if word in config})
+    words = ("space", "dataset", "method", "selection", "device", "diagnostics")
+    given = {word: config[word] for word in words if word in config}
+    return SearchTrial(**given, search=uncompiled(config.get("search") or {}))
+
+
+def uncompiled(search: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a search that is to be measured, and not compiled for minutes."""
+    if search.get("engine") != "compile":
+        return dict(search)
+    return {**search, "engine": "eager"}
 
 
 if __name__ == "__main__":

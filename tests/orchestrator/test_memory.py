@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator import memory
 from orchestrator.display import estimate_lines
+from orchestrator.memory_probe import uncompiled
 from orchestrator.progress import Estimate
 from orchestrator.units import Unit
 
@@ -95,6 +96,13 @@ def test_units_of_one_kind_are_measured_once(monkeypatch: pytest.MonkeyPatch) ->
     found = memory.by_label(units, "cpu")
     assert found == {"1": 7, "2": 7, "3": 7}
     assert sorted(asked) == ["a", "b", "c"]
+
+
+def test_what_is_to_be_compiled_is_measured_as_it_is() -> None:
+    given = {"engine": "compile", "batch_size": 8}
+    assert uncompiled(given) == {"engine": "eager", "batch_size": 8}
+    assert given["engine"] == "compile"
+    assert uncompiled({"engine": "graph"}) == {"engine": "graph"}
 
 
 def line(**more: Any) -> str:
