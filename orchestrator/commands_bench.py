@@ -473,7 +473,9 @@ def _step_lines(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, key in (("kernels", "kernels"), ("launches", "launches")):
         share = row[key] / row[f"reference_{key}"]
         both = f"{row[key]:,}, reference {row[f'reference_{key}']:,} ({share:.2f} x)"
-        in_form = "" if key == "kernels" else " in the form for a GPU, in both passes of a weight step"
+        in_form = (
+            "" if key == "kernels" else " in the form for a GPU, in both passes of a weight step"
+        )
         yield name, both + in_form
     passes = row["passes_with_gradient"] + row["passes_without"]
     yield "passes", f"{passes} forward, {row['backward_passes']} backward"
