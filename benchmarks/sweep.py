@@ -24,9 +24,19 @@ seeds: [0]
 method: darts
 search: {{epochs: {epochs}, batch_size: 64, weight_lr: {{loguniform: [0.01, 0.1]}}}}
 retrain: null
-tune: {{num_samples: {trials}, searcher: random, max_concurrent: {at_once}}}
+tune:
+  num_samples: {trials}
+  searcher: random
+  max_concurrent: {at_once}
+  per_trial: {{cpus: {cpus}}}
 """
 _OF_WORKERS = 4
+
+
+def experiment_text(*, trials: int, epochs: int, at_once: int) -> str:
+    """Return the experiment of so many short searches; more at once than cores share them."""
+    cpus = min(1.0, (os.cpu_count() or 1) / at_once)
+    return _EXPERIMENT.format(trials=trials, epochs=epochs, at_once=at_once, cpus=cpus)
 
 
 def measure(*, trials: int, epochs: int, concurrent: int | None = None) -> dict[str, Any]:
@@ -46,7 +56,7 @@ def measure(*, trials: int, epochs: int, concurrent: int | None = None) -> dict[
     with tempfile.TemporaryDirectory(prefix="nas") as folder:
         root = Path(folder)
         file = root / "bench.yaml"
-        file.write_text(_EXPERIMENT.format(trials=trials, epochs=epochs, at_once=at_once))
+        file.write_text(experiment_text(trials=trials, epochs=epochs, at_once=at_once))
         start, end, watch = _run(file, root)
         study = root / "bench"
         rows = list(Ledger(study / "ledger").iterate())
@@ -62,7 +72,7 @@ def measure(*, trials: int, epochs: int, concurrent: int | None = None) -> dict[
     known = watch.between(first, last)
     cpu = {f"{kind}_cpu_s": known[kind] / len(rows) if known else None for kind in KINDS}
     of_worker = worker_costs.measure(
-        _EXPERIMENT.format(trials=_OF_WORKERS + 1, epochs=epochs, at_once=1), trials=_OF_WORKERS
+        experiment_text(trials=_OF_WORKERS + 1, epochs=epochs, at_once=1), trials=_OF_WORKERS
     )
     beside = [value for kind, value in cpu.items() if not kind.startswith("workers")]
     worker_cpu = of_worker["setup_cpu_s"] + of_worker["recording_cpu_s"]

@@ -21,8 +21,10 @@ from benchmarks import scaling, sweep, worker_costs
 from benchmarks.processes import CpuWatch
 from benchmarks.step import Size
 from orchestrator.cli import app
+from orchestrator.config import load_experiment
 from orchestrator.ledger import Row
 from orchestrator.study_trial import StudySearch
+from orchestrator.sweep import fits
 
 CPU = torch.device("cpu")
 TINY = Size(channels=4, cells=1, batch=4, image=8)
@@ -68,7 +70,9 @@ def test_cpu_seconds_are_those_of_a_process_and_its_children() -> None:
         time.sleep(0.7)
         start = time.time()
         mine = time.process_time()
-        subprocess.run([sys.executable, "-c", burning], check=True)
+        with subprocess.Popen([sys.executable, "-c", burning]):
+            while time.process_time() < mine + 0.6:
+                pass
         end = time.time()
         mine = time.process_time() - mine
         time.sleep(0.7)
@@ -76,6 +80,18 @@ def test_cpu_seconds_are_those_of_a_process_and_its_children() -> None:
     assert 0.7 <= spent["ray"] < 1.2
     assert spent["driver"] == pytest.approx(mine, abs=0.15)
     assert (spent["workers"], spent["mlflow"], watch.workers()) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("at_once", "cpus"), [(1, 1.0), (2, 1.0), (4, 0.5), (8, 0.25)])
+def test_so_many_trials_fit_at_once(
+    at_once: int, cpus: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    file = tmp_path / "bench.yaml"
+    file.write_text(sweep.experiment_text(trials=3, epochs=1, at_once=at_once))
+    per_trial = load_experiment(file).tune.per_trial
+    assert per_trial.cpus == cpus
+    assert fits({"CPU": 2.0}, per_trial.cpus, per_trial.gpus) >= at_once
 
 
 def run_here(file: Path, root: Path) -> tuple[float, float, CpuWatch]:
@@ -125,7 +141,7 @@ def test_a_reused_worker_frees_the_trial_before_and_looks_at_the_rest_once(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "bench.yaml"
-    file.write_text(sweep._EXPERIMENT.format(trials=3, epochs=1, at_once=1))
+    file.write_text(sweep.experiment_text(trials=3, epochs=1, at_once=1))
     first, second, third = worker_costs._configs(file, tmp_path)
     worker = StudySearch(first)
     for config in (second, third):
