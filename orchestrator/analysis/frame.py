@@ -16,6 +16,7 @@ from spaces.core.errors import near_miss
 if TYPE_CHECKING:
     import pandas as pd
 
+    from orchestrator.experiment import Experiment
     from orchestrator.study import Study
 
 ALIASES = {"oracle_test": "oracle/test_accuracy", "oracle_regret": "oracle/test_regret"}
@@ -70,6 +71,9 @@ class StudyFrame:
             is the status, or "collapsed" for a finished search whose cell has degenerated. `value`
             is missing where the row did not finish, or does not have the metric.
         factors: What differs between the rows.
+        design_points: Of a design that Sobol indices are estimated of, for each block the
+            config_id of each point in its order; else ().
+        design_factors: What moves in it, in the order of its columns.
     """
 
     study: str
@@ -80,6 +84,8 @@ class StudyFrame:
     design: str
     table: pd.DataFrame
     factors: tuple[Factor, ...]
+    design_points: tuple[tuple[str, ...], ...] = ()
+    design_factors: tuple[str, ...] = ()
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -158,17 +164,36 @@ def study_frame(study: Study, metric: str | None = None) -> StudyFrame:
         table[factor.name] = pd.Series(columns[factor.name], index=table.index, dtype=object)
         if factor.kind == "number":
             table[factor.name] = table[factor.name].astype(float)
-    design = getattr(experiment.tune, "design", None)
+    design = experiment.tune.design
+    placed, moved = _design_points(experiment)
     return StudyFrame(
         study=study.name,
         metric=name,
         maximize=not name.endswith(_LESS_IS_BETTER),
         share=name.endswith(_SHARES),
         simulated=study.simulated,
-        design=str(getattr(design, "name", "") or ""),
+        design="" if design is None else design.name,
         table=table,
         factors=factors,
+        design_points=placed,
+        design_factors=moved,
     )
+
+
+def _design_points(
+    experiment: Experiment,
+) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    design = experiment.tune.design
+    if design is None or not design.indices:
+        return (), ()
+    from orchestrator import factors  # here: it reads every plug-in
+
+    blocks = factors.blocks(experiment)
+    placed = tuple(
+        tuple(each.config_id for each in factors.design_points(experiment, block))
+        for block in blocks
+    )
+    return placed, tuple(dimension.path for dimension in blocks[0].dimensions)
 
 
 _EMPTY: dict[str, Any] = {
