@@ -320,8 +320,7 @@ def _factors(
         present = [value for value in raw if value is not _MISSING]
         if len({_text(value) for value in present}) < 2 or _told_by(methods, raw, path):
             continue
-        order: dict[str, int] = {}
-        pattern = tuple(order.setdefault(_text(value), len(order)) for value in raw)
+        pattern = _pattern(raw)
         if pattern in partitions:
             place = partitions[pattern]
             found[place] = replace(found[place], aliases=(*found[place].aliases, path))
@@ -330,6 +329,21 @@ def _factors(
         factor, columns[path] = _factor(path, raw, present)
         found.append(factor)
     return tuple(_with_short(found)), columns
+
+
+def _pattern(raw: Sequence[Any]) -> tuple[int, ...]:
+    """Return what two columns have in common where one tells the other.
+
+    Of numbers that is their order, or the order turned round: drawn ones are all different, so
+    that which of them are equal would say nothing. Of others it is which of them are equal.
+    """
+    if all(_is_number(value) for value in raw):
+        places = {value: place for place, value in enumerate(sorted({float(v) for v in raw}))}
+        up = tuple(places[float(value)] for value in raw)
+        down = tuple(len(places) - 1 - place for place in up)
+        return (-1, *min(up, down))
+    order: dict[str, int] = {}
+    return tuple(order.setdefault(_text(value), len(order)) for value in raw)
 
 
 def _told_by(methods: Sequence[Any], raw: Sequence[Any], path: str) -> bool:

@@ -31,9 +31,9 @@ SAID = {
     "sobol_first": "share of the variance that is of the setting alone (SALib)",
     "sobol_total": "share of the variance that it takes part in (SALib)",
 }
-_TREES = 16
-_DEPTH = 7  # the time of an exact marginal grows with the square of the leaves
-_OF_PERMUTATION = 30
+_TREES = 30
+_DRAWN = 128
+_ALONG = 24
 _SHUFFLES = 3
 
 
@@ -180,25 +180,50 @@ def _redrawn(points: Points, rng: np.random.Generator) -> Points:
 
 
 def _fanova(points: Points, seed: int) -> NDArray[np.float64]:
-    from optuna.importance import FanovaImportanceEvaluator
+    """Return, by factor, the variance of a forest's mean along it over the forest's variance.
 
-    evaluator = FanovaImportanceEvaluator(n_trees=_TREES, max_depth=_DEPTH, seed=seed)
-    return _by_optuna(points, evaluator, normalize=False)
+    Means are over the other settings drawn independently, so that it is the forest and not the
+    sample that is taken apart. Optuna's own goes through all pairs of leaves, which takes seconds
+    where this takes a tenth; the difference is the noise of `_DRAWN` draws.
+
+    Source:
+        Hutter, Hoos and Leyton-Brown, An Efficient Approach for Assessing Hyperparameter
+        Importance, ICML 2014.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    count, wide = points.x.shape
+    forest = grow(points.x, points.y, seed, _TREES)
+    drawn = np.column_stack(
+        [points.x[rng.integers(count, size=_DRAWN), place] for place in range(wide)]
+    )
+    total = float(forest.predict(drawn).var())
+    found = np.zeros(wide)
+    for place in range(wide if total > 0 else 0):
+        at = np.quantile(points.x[:, place], (np.arange(_ALONG) + 0.5) / _ALONG, method="nearest")
+        lines = np.repeat(drawn[None], _ALONG, axis=0)
+        lines[:, :, place] = at[:, None]
+        means = forest.predict(lines.reshape(-1, wide)).reshape(_ALONG, _DRAWN).mean(axis=1)
+        found[place] = means.var() / total
+    return found
 
 
 def _ped_anova(points: Points, seed: int) -> NDArray[np.float64]:
-    from optuna.importance import PedAnovaImportanceEvaluator
+    """Return Optuna's PED-ANOVA of every factor, shares of 1.
 
-    del seed  # it draws nothing
-    return _by_optuna(points, PedAnovaImportanceEvaluator(), normalize=True)
-
-
-def _by_optuna(points: Points, evaluator: Any, *, normalize: bool) -> NDArray[np.float64]:
+    Source:
+        Watanabe, Bansal and Hutter, PED-ANOVA: Efficiently Quantifying Hyperparameter Importance
+        in Arbitrary Subspaces, IJCAI 2023.
+    """
     import numpy as np
     import optuna
 
+    del seed  # it draws nothing
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    distributions, columns = {}, []
+    distributions: dict[str, Any] = {}
+    columns: list[int] = []
     for place, factor in enumerate(points.factors):
         column = points.x[:, place]
         if np.ptp(column) == 0:
@@ -229,7 +254,7 @@ def _by_optuna(points: Points, evaluator: Any, *, normalize: bool) -> NDArray[np
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # experimental features, and scarce samples: said by doubts
         shares = optuna.importance.get_param_importances(
-            study, evaluator=evaluator, normalize=normalize
+            study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(), normalize=True
         )
     for name, share in shares.items():
         found[int(name)] = share
@@ -251,7 +276,7 @@ def _permutation(points: Points, seed: int) -> NDArray[np.float64]:
         rest = np.setdiff1d(np.arange(count), fold)
         if len(rest) == 0 or len(fold) == 0:
             continue
-        forest = grow(points.x[rest], points.y[rest], seed, _OF_PERMUTATION)
+        forest = grow(points.x[rest], points.y[rest], seed, _TREES)
         unseen = points.x[fold]
         variants = np.repeat(unseen[None], 1 + wide * _SHUFFLES, axis=0)
         for place in range(wide):
