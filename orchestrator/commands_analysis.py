@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from orchestrator.analysis.method_comparison import MethodComparison
+    from orchestrator.analysis.sensitivity import Sensitivity
 
 Out = Annotated[
     Path | None, typer.Option("-o", "--out", metavar="DIR", help="Folder to draw figures into.")
@@ -32,6 +34,9 @@ Metric = Annotated[
 def add_to(app: typer.Typer) -> None:
     """Give the commands of this module to `app`."""
     app.command(epilog="Example: nas compare systems-digits --metric retrain_accuracy")(compare)
+    app.command(epilog="Example: nas sensitivity sensitivity-ms-darts-digits -o figures")(
+        sensitivity
+    )
 
 
 def compare(
@@ -75,6 +80,40 @@ def compare(
         display.say_json({"studies": studies, **shown.to_json(), "figures": drawn})
         return
     _show_comparison(shown)
+    _show_figures(drawn)
+
+
+def sensitivity(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="A study, finished or running.")],
+    metric: Metric = None,
+    params: Annotated[
+        list[str] | None,
+        typer.Option("--params", help="A swept setting to look at; repeatable, all by default."),
+    ] = None,
+    out: Out = None,
+    root: Root = DEFAULT_ROOT,
+    as_json: Json = False,
+) -> None:
+    """Say what a study's outcome depends on, and which settings are as good as the best.
+
+    Reads the ledger alone. Several estimators of importance stand side by side: they ask
+    different questions, and where they disagree that is said.
+    """
+    from orchestrator.analysis.frame import study_frame
+    from orchestrator.analysis.sensitivity import analyse
+    from orchestrator.study import Study
+
+    names = [name for given in params or () for name in given.split(",") if name]
+    shown = analyse(study_frame(Study.open(study, root), metric), names or None)
+    drawn: dict[str, str] = {}
+    if out is not None:
+        from orchestrator.analysis.sensitivity_plots import sensitivity_figures
+
+        drawn = save(sensitivity_figures(shown), out)
+    if as_json:
+        display.say_json({**shown.to_json(), "figures": drawn})
+        return
+    _show_sensitivity(shown)
     _show_figures(drawn)
 
 
@@ -146,3 +185,80 @@ def _more(seeds: int | None, verdict: str) -> str:
 
 def _letter(shown: MethodComparison, name: str) -> str:
     return next(group.letter for group in shown.groups if group.name == name)
+
+
+def _show_sensitivity(shown: Sensitivity) -> None:
+    from orchestrator.analysis.tables import show_interval, unit_of
+
+    fewest, most = shown.seeds
+    seeds = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    design = f", design {shown.design}" if shown.design else ""
+    display.say(
+        f"{unit_of(shown.metric, shown.share)}; {shown.configurations} configurations, "
+        f"{seeds} seeds each{design}"
+    )
+    for each in shown.responses:
+        display.say("")
+        heads = (each.factor.short, "mean [95 %]", "configurations", "lost")
+        rows = [
+            (
+                level.text,
+                show_interval(level.mean, shown.share),
+                str(level.configurations),
+                str(level.lost or "–"),
+            )
+            for level in each.levels
+        ]
+        display.say_table(display.table(heads, rows, numeric=heads[1:]))
+    _show_importances(shown)
+    _show_robust(shown)
+    for sentence in shown.said:
+        display.say(sentence)
+
+
+def _show_importances(shown: Sensitivity) -> None:
+    if not shown.importances:
+        return
+    estimators = list(dict.fromkeys(each.estimator for each in shown.importances))
+    factors = list(dict.fromkeys(each.factor for each in shown.importances))
+    cells = {
+        (each.estimator, each.factor): f"{each.value:.2f}"
+        + ("" if each.low is None else f" [{each.low:.2f}, {each.high:.2f}]")
+        for each in shown.importances
+    }
+    display.say("")
+    # The Sobol indices of a design stand below the others: all five would not fit into 80 columns.
+    for part in (estimators[:3], estimators[3:]):
+        if part:
+            rows = [(name, *(cells.get((e, name), "–") for e in part)) for name in factors]
+            heads = ("importance", *part)
+            display.say_table(display.table(heads, rows, numeric=heads[1:]))
+    pairs = sorted(shown.interactions.items(), key=lambda item: -item[1])[:3]
+    if pairs:
+        listed = ", ".join(f"{one} x {other} {100 * s:.1f} %" for (one, other), s in pairs)
+        display.say(f"pairs together, of a forest's variance: {listed}")
+    if shown.predicted is not None:
+        display.say(f"variance that forests predict, unseen: {100 * shown.predicted:.0f} %")
+
+
+def _show_robust(shown: Sensitivity) -> None:
+    from orchestrator.analysis.responses import show
+    from orchestrator.analysis.tables import show_value
+
+    robust = shown.robust
+    if robust is None:
+        return
+
+    def said(settings: Mapping[str, Any]) -> str:
+        return ", ".join(f"{k}={show(v)}" for k, v in settings.items() if v is not None)
+
+    display.say("")
+    display.say(f"best       {said(robust.best)}: {show_value(robust.value, shown.share)}")
+    error = show_value(robust.error, shown.share)
+    display.say(f"robust     {robust.inside} of {robust.of} within one standard error ({error})")
+    for name, values in robust.ranges.items():
+        number = len(values) == 2 and not any(isinstance(value, str) for value in values)
+        joined = (" to " if number else ", ").join(dict.fromkeys(map(show, values)))
+        display.say(f"           {name}: {joined or 'not set'}")
+    value = show_value(robust.recommended_value, shown.share)
+    display.say(f"default    {said(robust.recommended)}: {value}")

@@ -16,6 +16,7 @@ from spaces.core.errors import near_miss
 if TYPE_CHECKING:
     import pandas as pd
 
+    from orchestrator.experiment import Experiment
     from orchestrator.study import Study
 
 ALIASES = {"oracle_test": "oracle/test_accuracy", "oracle_regret": "oracle/test_regret"}
@@ -70,6 +71,9 @@ class StudyFrame:
             is the status, or "collapsed" for a finished search whose cell has degenerated. `value`
             is missing where the row did not finish, or does not have the metric.
         factors: What differs between the rows.
+        design_points: Of a design that Sobol indices are estimated of, for each block the
+            config_id of each point in its order; else ().
+        design_factors: What moves in it, in the order of its columns.
     """
 
     study: str
@@ -80,6 +84,8 @@ class StudyFrame:
     design: str
     table: pd.DataFrame
     factors: tuple[Factor, ...]
+    design_points: tuple[tuple[str, ...], ...] = ()
+    design_factors: tuple[str, ...] = ()
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -158,17 +164,36 @@ def study_frame(study: Study, metric: str | None = None) -> StudyFrame:
         table[factor.name] = pd.Series(columns[factor.name], index=table.index, dtype=object)
         if factor.kind == "number":
             table[factor.name] = table[factor.name].astype(float)
-    design = getattr(experiment.tune, "design", None)
+    design = experiment.tune.design
+    placed, moved = _design_points(experiment)
     return StudyFrame(
         study=study.name,
         metric=name,
         maximize=not name.endswith(_LESS_IS_BETTER),
         share=name.endswith(_SHARES),
         simulated=study.simulated,
-        design=str(getattr(design, "name", "") or ""),
+        design="" if design is None else design.name,
         table=table,
         factors=factors,
+        design_points=placed,
+        design_factors=moved,
     )
+
+
+def _design_points(
+    experiment: Experiment,
+) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    design = experiment.tune.design
+    if design is None or not design.indices:
+        return (), ()
+    from orchestrator import factors  # here: it reads every plug-in
+
+    blocks = factors.blocks(experiment)
+    placed = tuple(
+        tuple(each.config_id for each in factors.design_points(experiment, block))
+        for block in blocks
+    )
+    return placed, tuple(dimension.path for dimension in blocks[0].dimensions)
 
 
 _EMPTY: dict[str, Any] = {
@@ -295,8 +320,7 @@ def _factors(
         present = [value for value in raw if value is not _MISSING]
         if len({_text(value) for value in present}) < 2 or _told_by(methods, raw, path):
             continue
-        order: dict[str, int] = {}
-        pattern = tuple(order.setdefault(_text(value), len(order)) for value in raw)
+        pattern = _pattern(raw)
         if pattern in partitions:
             place = partitions[pattern]
             found[place] = replace(found[place], aliases=(*found[place].aliases, path))
@@ -305,6 +329,21 @@ def _factors(
         factor, columns[path] = _factor(path, raw, present)
         found.append(factor)
     return tuple(_with_short(found)), columns
+
+
+def _pattern(raw: Sequence[Any]) -> tuple[int, ...]:
+    """Return what two columns have in common where one tells the other.
+
+    Of numbers that is their order, or the order turned round: drawn ones are all different, so
+    that which of them are equal would say nothing. Of others it is which of them are equal.
+    """
+    if all(_is_number(value) for value in raw):
+        places = {value: place for place, value in enumerate(sorted({float(v) for v in raw}))}
+        up = tuple(places[float(value)] for value in raw)
+        down = tuple(len(places) - 1 - place for place in up)
+        return (-1, *min(up, down))
+    order: dict[str, int] = {}
+    return tuple(order.setdefault(_text(value), len(order)) for value in raw)
 
 
 def _told_by(methods: Sequence[Any], raw: Sequence[Any], path: str) -> bool:
