@@ -196,10 +196,12 @@ class MlflowSettings(Record):
     Attributes:
         tracking_uri: MLflow store or server; None is MLFLOW_TRACKING_URI, else the default store.
         models: Whether retrained networks are sent as models too, when all has run.
+        system_metrics: Whether the load of the driver's machine is sent while the study runs.
     """
 
     tracking_uri: str | None = None
     models: bool = False
+    system_metrics: bool = False
 
 
 class Retrain(Record):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import signal
@@ -164,6 +165,13 @@ def start_drain(study: Study, uri: str) -> subprocess.Popen[bytes]:
     """
     arguments = ["--study", os.fspath(study.path), "--uri", uri, "--follow", str(os.getpid())]
     return _start(study, ["-m", "orchestrator.tracking", *arguments])
+
+
+def send_later(study: Study, uri: str) -> None:
+    """Start a process that sends what is new, such as a report, and wait for nothing."""
+    process = start_drain(study, uri)
+    if process is not None:  # tests keep MLflow out
+        _GOING_ON.append(process)
 
 
 def start_preparing(study: Study, uri: str) -> subprocess.Popen[bytes] | None:
@@ -360,6 +368,30 @@ class MlflowStore:
                 step=step,
                 scratch=Path(folder),
             )
+
+    def log_dataset(self, run_id: str, dataset: Mapping[str, Any]) -> None:
+        """Say which images a run was trained on; MLflow keeps an equal input once."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        settings = json.dumps(dict(dataset), sort_keys=True)
+        name = str(dataset["name"])
+        known = Dataset(
+            name=name,
+            digest=hashlib.sha256(settings.encode()).hexdigest()[:8],
+            source_type="local",
+            source=json.dumps({"uri": str(dataset.get("root") or dataset.get("path") or name)}),
+            profile=settings,
+        )
+        context = InputTag("mlflow.data.context", "training")
+        with _translated(refusable=True):
+            self._client.log_inputs(run_id, [DatasetInput(known, [context])])
+
+    def register(self, experiment_id: str, run_id: str, name: str, tags: Mapping[str, str]) -> None:
+        """Make a run's model a version of a registered model, its alias "best"."""
+        from orchestrator.tracking_models import register
+
+        with _translated(refusable=True):
+            register(self._client, experiment_id, run_id, name, tags)
 
     def set_status(self, run_id: str, status: str, end: int | None) -> None:
         """Set the run's status, and its end unless None."""

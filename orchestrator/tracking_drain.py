@@ -8,13 +8,15 @@ store is behind a small protocol; `orchestrator.tracking` implements it with MLf
 from __future__ import annotations
 
 import contextlib
+import math
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from orchestrator import exporting
+from orchestrator import exporting, system_load
 from orchestrator import outbox as events
 from orchestrator.holding import locked
+from orchestrator.ledger import Row, with_selections
 from orchestrator.study import Study
 from orchestrator.tracking_batch import STUDY_STATUS, Batch, batch_of
 from orchestrator.tracking_runs import Store, StoreDownError
@@ -40,6 +42,7 @@ class Drain:
         self._id = uuid.uuid4().hex
         self._loaded = False
         self._settled = False
+        self._measured = 0.0
         self._sender = Sender(study, store)
         self.ended = False  # whether the last record sent says that the driver left
 
@@ -69,8 +72,20 @@ class Drain:
                 self._commit(position)
                 self._settled = True
             if self.ended or self._settled:
-                self._send_models()
+                self._send_the_rest()
             return count
+
+    def measure(self, t: float) -> None:
+        """Send the load of this machine at unix time `t`, where the experiment asks for it.
+
+        Raises:
+            StoreDownError: The store does not work now.
+        """
+        if not self._study.experiment.mlflow.system_metrics or not self._sender.parent:
+            return
+        if t - self._measured >= system_load.EVERY_S:
+            self._measured = t
+            self._sender.add_load(system_load.measure(), t)
 
     def rebuild(self) -> int:
         """Send every row of the folder, whatever the outbox says; return how many rows there are.
@@ -84,17 +99,23 @@ class Drain:
             keys = self._study.ledger.keys()
             self._settle(keys, all_rows=True)
             self._commit(position)
-            self._send_models()
+            self._send_the_rest()
             return len(keys)
 
-    def _send_models(self) -> None:
-        """Send the networks that retrainings left: last of all, for it takes seconds each."""
+    def _send_the_rest(self) -> None:
+        """Send the report, and the networks that retrainings left, which takes seconds each."""
         wanted = self._study.experiment.mlflow.models if self._models is None else self._models
         if wanted:
             self._load()
-            for row in exporting.stored(self._study):
+            stored = exporting.stored(self._study)
+            for row in stored:
                 if row.key in self._sender.runs:
                     self._sender.send_model(self._sender.runs[row.key], row)
+            best = best_retraining(self._study, stored)
+            if best is not None:
+                self._sender.register(best)
+        self._load()
+        self._sender.send_report()
 
     @contextlib.contextmanager
     def _working(self) -> Iterator[None]:
@@ -188,6 +209,31 @@ class Drain:
         if status is None:  # the outbox is lost: what was begun and did not end was interrupted
             return "KILLED" if self._study.partial_rows() else "FINISHED"
         return STUDY_STATUS.get(status, "FINISHED")
+
+
+def best_retraining(study: Study, stored: Sequence[Row]) -> Row | None:
+    """Return the retraining whose network is a study's best, by validation alone; None for none.
+
+    That is one of the genotype whose search was the best, or where retrainings are compared the
+    best of them; among several seeds the best by validation accuracy, else the lowest.
+
+    Args:
+        study: The study.
+        stored: Retrainings that have a network.
+    """
+    retrain, tune = study.experiment.retrain, study.experiment.tune
+    metric = retrain.by if retrain else tune.metric
+    found: dict[str, float] = {}
+    for row in with_selections(study.ledger.iterate("search")) if retrain else ():
+        if row.status == "finished" and row.genotype_hash:
+            best = found.get(row.genotype_hash, -math.inf)
+            found[row.genotype_hash] = max(best, row.quality(metric))
+
+    def rank(row: Row) -> tuple[float, float, int]:
+        searched = found.get(row.genotype_hash or "", -math.inf)
+        return searched, row.quality("val_accuracy"), -row.seed
+
+    return max(stored, key=rank, default=None)
 
 
 def _size(path: Path) -> int:

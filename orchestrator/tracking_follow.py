@@ -43,6 +43,7 @@ def follow(study: Study, connect: Callable[[], Drain], pid: int | None) -> int:
             delay, down = _POLL_S, False
             if gone or drain.ended:
                 return 0
+            drain.measure(time.time())
         except StoreDownError as error:
             if not down:
                 _log.warning("MLflow is unavailable, the outbox is kept: %s", error)

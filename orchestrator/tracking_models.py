@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 NAME = "model"
 """Name of a run's model: `runs:/RUN/model` opens it."""
 
+ALIAS = "best"
+"""Of the version that is a study's best: `models:/STUDY@best` opens it."""
+
 
 def log_model(
     client: MlflowClient,
@@ -70,6 +73,44 @@ def _of_run(
     models = client.search_logged_models([experiment_id], filter_string=" AND ".join(words))
     own = [model for model in models if model.source_run_id == run_id]
     return min(own, key=lambda model: (str(model.status) != "READY", model.model_id), default=None)
+
+
+def register(
+    client: MlflowClient, experiment_id: str, run_id: str, name: str, tags: Mapping[str, str]
+) -> None:
+    """Make a run's model a version of the registered model `name`, and have `best` mean it.
+
+    Args:
+        client: Of the store.
+        experiment_id, run_id: Where the model belongs.
+        name: Of the registered model, made if missing.
+        tags: What tells the model, and so its version, from others.
+    """
+    from mlflow.exceptions import MlflowException
+
+    model = _of_run(client, experiment_id, run_id, tags)
+    if model is None:
+        return
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    versions = client.search_model_versions(f"name = '{name}'")
+    own = [
+        each
+        for each in versions
+        if each.run_id == run_id and dict(tags).items() <= each.tags.items()
+    ]
+    if own:
+        version = own[0].version
+    else:
+        source = f"models:/{model.model_id}"
+        made = client.create_model_version(
+            name, source, run_id, tags=dict(tags), model_id=str(model.model_id)
+        )
+        version = made.version
+    client.set_registered_model_alias(name, ALIAS, version)
 
 
 def save_model(

@@ -13,6 +13,7 @@ from spaces.core.genotype import Genotype
 
 # MLflow keeps 8,000 characters of a tag on some stores and fewer on others.
 NOTE_LENGTH = 5000
+_TABLE_LENGTH = 3500
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def row_note(
     related: Iterable[Outcome],
     experiment_id: str,
     said: Sequence[str] = (),
+    study: str = "",
 ) -> str:
     """Return the description of a row's run.
 
@@ -63,6 +65,7 @@ def row_note(
             found its genotype.
         experiment_id: MLflow's experiment, for links.
         said: What has to be said of the study first.
+        study: Link to the study's run, or empty.
 
     Raises:
         SpaceError: The row's genotype is not one.
@@ -76,8 +79,11 @@ def row_note(
         f"**{row_label(row)}**, seed {row.seed}: `{row.space}` {verb} `{row.dataset}`,"
         f" {_ending(row)}.",
         "",
-        *_facts(row),
     ]
+    if row.genotype and not row.simulated:
+        # First, because MLflow folds away what comes after some lines.
+        lines += [f"![artifact cell.png](get-artifact?path=cell.png&run_uuid={own.run_id})", ""]
+    lines += _facts(row)
     heading = "Retrained by" if row.stage == "search" else "Found by"
     links = [
         f"- {run_link(experiment_id, other.run_id, other.name)}{_value_of(other)}"
@@ -87,12 +93,10 @@ def row_note(
         lines += ["", f"**{heading}**", "", *links[:20]]
         lines += [f"- and {len(links) - 20} more"] * (len(links) > 20)
     if row.genotype:
-        drawing = f"get-artifact?path=cell.png&run_uuid={own.run_id}"
-        lines += [] if row.simulated else ["", f"![artifact cell.png]({drawing})"]
         lines += ["", *_cells(row.genotype)]
     if row.error:
         lines += ["", "**Error**", "", "```", row.error.strip()[-2000:], "```"]
-    lines += ["", f"Row `{own.key}` of the ledger."]
+    lines += ["", f"Row `{own.key}` of the ledger{f' of study {study}' if study else ''}."]
     return "\n".join(lines)[:NOTE_LENGTH]
 
 
@@ -120,7 +124,11 @@ def study_note(
     if counts:
         told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         lines += ["", f"Not finished: {told}."]
-    lines += ["", f"`nas report {name}` writes the report, with intervals over seeds."]
+    lines += [
+        "",
+        "The report, with intervals over seeds, is among the artifacts: `report/report.html`; "
+        f"`nas report {name}` writes it anew, `nas sync {name}` sends it.",
+    ]
     return "\n".join(lines)[:NOTE_LENGTH]
 
 
@@ -137,9 +145,8 @@ def _searched_table(
         "|---|---|---|---|---|---|---|",
     ]
     ranked = sorted(groups.items(), key=lambda item: (-(_mean(item[1]) or -1.0), item[0]))
-    for label, group in ranked[:30]:
-        lines.append(_study_line(label, group, retrained, experiment_id))
-    return lines + [f"\n... and {len(ranked) - 30} more configurations."] * (len(ranked) > 30)
+    shown = [_study_line(label, group, retrained, experiment_id) for label, group in ranked[:30]]
+    return lines + _that_fit(shown, len(ranked))
 
 
 def _compared_table(outcomes: Sequence[Outcome]) -> list[str]:
@@ -160,9 +167,19 @@ def _compared_table(outcomes: Sequence[Outcome]) -> list[str]:
         "| configuration | n seeds | mean val accuracy | mean test accuracy | genotype"
         " | time, all seeds |",
         "|---|---|---|---|---|---|",
-        *(line for _, line in sorted(found)[:30]),
     ]
-    return lines + [f"\n... and {len(found) - 30} more configurations."] * (len(found) > 30)
+    return lines + _that_fit([line for _, line in sorted(found)[:30]], len(found))
+
+
+def _that_fit(lines: Sequence[str], count: int) -> list[str]:
+    """Return the lines that leave room for what else a note says, and how many are not there."""
+    kept: list[str] = []
+    for line in lines:
+        if sum(map(len, kept)) + len(line) > _TABLE_LENGTH:
+            break
+        kept.append(line)
+    more = count - len(kept)
+    return kept + [f"\n... and {more} more configurations."] * (more > 0)
 
 
 def _study_line(
@@ -181,7 +198,9 @@ def _study_line(
         str(len(good)) + (f" of {len(group)}" if len(good) < len(group) else ""),
         _share(_mean(group)),
         _share(best.value if best else None),
-        f"`{best.genotype_hash}`" if best and best.genotype_hash else "–",
+        run_link(experiment_id, best.run_id, f"`{best.genotype_hash}`")
+        if best and best.genotype_hash
+        else "–",
         ", ".join(tests) or "–",
         f"{sum(o.time_s or 0.0 for o in group):.1f} s",
     ]

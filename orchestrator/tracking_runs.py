@@ -86,6 +86,12 @@ class Store(Protocol):
     def set_status(self, run_id: str, status: str, end: int | None) -> None:
         """Set the run's status, and its end unless None."""
 
+    def log_dataset(self, run_id: str, dataset: Mapping[str, Any]) -> None:
+        """Say which images a run was trained on, once; `dataset` is the section of its row."""
+
+    def register(self, experiment_id: str, run_id: str, name: str, tags: Mapping[str, str]) -> None:
+        """Make a run's model a version of the registered model `name`, its alias "best"."""
+
     def log_model(
         self,
         experiment_id: str,

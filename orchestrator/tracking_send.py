@@ -18,7 +18,8 @@ from orchestrator.ledger import Row, Stage
 from orchestrator.oracle import StudyOracle, of_study
 from orchestrator.outbox import EPOCH_METRICS
 from orchestrator.study import Study
-from orchestrator.tracking_notes import row_note, study_note
+from orchestrator.system_load import EVERY_S
+from orchestrator.tracking_notes import row_note, run_link, study_note
 from orchestrator.tracking_runs import (
     Run,
     RunRefusedError,
@@ -31,7 +32,7 @@ from orchestrator.tracking_view import Point, RunView, digest, flat_params, mill
 from spaces.core.errors import NasError, SpaceError
 
 _NOTE = "mlflow.note.content"
-_MODEL = "nas.model"
+_MODEL, _REPORT = "nas.model", "nas.report"
 _log = logging.getLogger(__name__)
 
 
@@ -55,6 +56,7 @@ class Sender:
         self._study = study
         self._store = store
         self._experiment_id = ""
+        self._report: str | None = None
         self.parent = ""
         self.parent_status = ""
         self.runs: dict[str, Run] = {}
@@ -63,7 +65,7 @@ class Sender:
         """Look up what the store has; make the study's own run if it is missing."""
         study = self._study
         self._experiment_id = self._store.experiment(study.name)
-        self.parent, self.runs, whole = "", {}, False
+        self.parent, self.runs, whole, self._report = "", {}, False, None
         for stored in self._store.runs(self._experiment_id, study.id):
             key = stored.tags.get("nas.key")
             if key is not None:
@@ -75,6 +77,7 @@ class Sender:
             elif not self.parent:
                 self.parent, self.parent_status = stored.run_id, stored.status
                 whole = stored.tags.get("nas.row") == self._experiment_mark()
+                self._report = stored.tags.get(_REPORT)
         if not self.parent:
             self._make_parent()
         if not whole:
@@ -105,6 +108,36 @@ class Sender:
         """Return what says that the store has the experiment as it is now."""
         changed = history.count(self._study.path)
         return f"study {changed}" if changed else "study"
+
+    def add_load(self, values: Mapping[str, float], t: float) -> None:
+        """Add the load of the driver's machine at unix time `t` to the study's run."""
+        begun = datetime.fromisoformat(self._study.created).timestamp()
+        step = max(0, int((t - begun) // EVERY_S))
+        points = [Point(name, value, milliseconds(t), step) for name, value in values.items()]
+        with forgiving("of the study itself"):
+            self._store.log(self.parent, points=points)
+
+    def send_report(self) -> None:
+        """Give the study's own run the report that is in the folder, if it is another than before.
+
+        Pages, tables and plots go to `report/` of its artifacts.
+        """
+        folder = self._study.report
+        try:
+            content = hashlib.sha256((folder / "report.html").read_bytes()).hexdigest()[:16]
+        except OSError:
+            return  # none has been written
+        if content == self._report:
+            return
+        with tempfile.TemporaryDirectory() as scratch, forgiving("of the study itself"):
+            copies = Path(scratch) / "report"
+            copies.mkdir()
+            for path in sorted(folder.iterdir()):
+                if path.suffix in (".html", ".md", ".json", ".png"):
+                    (copies / path.name).write_bytes(path.read_bytes())
+            self._store.upload(self.parent, Path(scratch))
+            self._store.log(self.parent, tags={_REPORT: content})
+            self._report = content
 
     def run_of(self, key: str, head: Row | None) -> Run:
         """Return the run of a row, made if missing with what `head` says of it.
@@ -165,6 +198,9 @@ class Sender:
         steps.update(p.step for p in view.curve)
         run.steps, run.tags, run.digest = steps, {**run.tags, **view.tags}, None
         run.metrics |= {p.metric: p.value for p in [*view.curve, *view.totals]}
+        dataset = row.settings.get("dataset")
+        if isinstance(dataset, Mapping) and "name" in dataset and not row.simulated:
+            self._store.log_dataset(run.run_id, dataset)
         with tempfile.TemporaryDirectory() as folder:
             write_artifacts(Path(folder), row)
             run.artifacts = False
@@ -218,7 +254,8 @@ class Sender:
         tags = {"nas.row": digest(row, self._oracle) if run.artifacts else "incomplete"}
         said = notices.notices(self._study.experiment)
         with contextlib.suppress(SpaceError):
-            tags[_NOTE] = row_note(row, run.outcome(), others, self._experiment_id, said)
+            study = run_link(self._experiment_id, self.parent, self._study.name)
+            tags[_NOTE] = row_note(row, run.outcome(), others, self._experiment_id, said, study)
         if any(run.tags.get(name) != value for name, value in tags.items()):
             self._store.log(run.run_id, tags=tags)
             run.tags |= tags
@@ -250,6 +287,15 @@ class Sender:
         except (NasError, OSError) as error:
             _log.warning("row %s has no MLflow model: %s", row.key, error)
 
+    def register(self, best: Row) -> None:
+        """Make the network of a retraining the best version of the study's registered model."""
+        run = self.runs.get(best.key)
+        if run is None or _MODEL not in run.tags:
+            return
+        tags = {"nas.key": best.key, _MODEL: run.tags[_MODEL]}
+        with forgiving(best.key):
+            self._store.register(self._experiment_id, run.run_id, self._study.name, tags)
+
     def mark(self, run: Run, status: str) -> None:
         """Set a row without an end to RUNNING or KILLED."""
         word = {"RUNNING": "running", "KILLED": "interrupted"}[status]
@@ -276,6 +322,8 @@ class Sender:
         runs = list(self.runs.values())
         outcomes = [run.outcome() for run in runs]
         said = notices.notices(self._study.experiment)
+        asked = self._study.experiment.question
+        said = [*said, *([asked] if asked else [])]
         tags = {_NOTE: study_note(self._study.name, outcomes, self._experiment_id, said)}
         tags["status"] = {"RUNNING": "running", "KILLED": "interrupted"}.get(status, status.lower())
         for name in ("method", "space", "dataset"):

@@ -101,6 +101,16 @@ class Page:
                 raise AssertionError(f"never true: {script}")
             time.sleep(0.1)
 
+    def click(self, element: str) -> None:
+        """Click where an element is, an expression, as a mouse does."""
+        self.wait(f"Boolean({element})")
+        self.run(f"{element}.scrollIntoView({{block: 'nearest'}})")
+        box = self.run(f"(e => {{const b = e.getBoundingClientRect(); return [b.x + b.width / 2, "
+                       f"b.y + b.height / 2]}})({element})")  # fmt: skip
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            button = {} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}
+            self.ask("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], **button)
+
     def photograph(self, path: Path, *, whole: bool = False) -> None:
         """Write what the window shows, or the whole page, as PNG."""
         shot = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=whole)

@@ -30,6 +30,7 @@ class MemoryRun:
     points: set[Point] = field(default_factory=set)
     artifacts: dict[str, bytes] = field(default_factory=dict)
     models: dict[str, int] = field(default_factory=dict)
+    datasets: set[str] = field(default_factory=set)
 
     def metrics(self) -> dict[str, float]:
         """Return the last value of each metric, as MLflow does: of the last step and time."""
@@ -49,6 +50,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.all: dict[str, MemoryRun] = {}
         self.deleted: set[str] = set()
+        self.registered: dict[str, str] = {}
         self.calls = 0
         self.kill_at: int | None = None
         self.after = False
@@ -137,7 +139,17 @@ class MemoryStore:
     def upload(self, run_id: str, folder: Path) -> None:
         def effect() -> None:
             run = self._open(run_id)
-            run.artifacts |= {path.name: path.read_bytes() for path in folder.iterdir()}
+            files = (path for path in folder.rglob("*") if path.is_file())
+            run.artifacts |= {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+        self._call(effect)
+
+    def log_dataset(self, run_id: str, dataset: Mapping[str, Any]) -> None:
+        self._call(lambda: self._open(run_id).datasets.add(str(dataset["name"])))
+
+    def register(self, experiment_id: str, run_id: str, name: str, tags: Mapping[str, str]) -> None:
+        def effect() -> None:
+            self.registered[name] = self._open(run_id).tags["nas.key"]
 
         self._call(effect)
 
@@ -191,6 +203,7 @@ class MemoryStore:
                 "params": run.params,
                 "metrics": {(p.metric, p.step): p.value for p in run.points},
                 "artifacts": run.artifacts,
+                "datasets": sorted(run.datasets),
             }
         return shown
 

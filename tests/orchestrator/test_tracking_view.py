@@ -118,15 +118,22 @@ def test_the_note_of_a_study_has_a_line_per_configuration_best_first() -> None:
         outcome("b", 0.8, "5", stage="retrain", genotype_hash="best", name="retrain"),
     ]
     lines = study_note("s", outcomes, "7").splitlines()
-    assert lines[2] == "| b | 1 of 2 | 0.9000 | 0.9000 | `g3` | – | 2.0 s |"
-    best = "[0.8000](#/experiments/7/runs/id-5?workflowType=machine_learning)"
-    assert lines[3] == f"| a | 2 | 0.6000 | 0.7000 | `best` | {best} | 2.0 s |"
+
+    def link(text: str, run: int) -> str:
+        return f"[{text}](#/experiments/7/runs/id-{run}?workflowType=machine_learning)"
+
+    assert lines[2] == f"| b | 1 of 2 | 0.9000 | 0.9000 | {link('`g3`', 3)} | – | 2.0 s |"
+    best = link("`best`", 2)
+    assert lines[3] == f"| a | 2 | 0.6000 | 0.7000 | {best} | {link('0.8000', 5)} | 2.0 s |"
     assert "Not finished: 1 diverged." in lines
 
 
 def test_a_note_is_never_longer_than_mlflow_keeps() -> None:
     outcomes = [outcome(f"method {n}" + "x" * 200, 0.5, str(n)) for n in range(100)]
-    assert len(study_note("s", outcomes, "7")) <= NOTE_LENGTH
+    note = study_note("s", outcomes, "7")
+    assert len(note) <= NOTE_LENGTH
+    assert "more configurations." in note  # whole lines are left out, and what follows is there
+    assert note.endswith("sends it.")
     row = make_row(error="Traceback\n" + "x" * 9000)
     assert len(row_note(row, outcomes[0], outcomes, "7")) <= NOTE_LENGTH
 
