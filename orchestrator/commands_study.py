@@ -7,13 +7,14 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator import display, notices, population_report, results
+from orchestrator import display, history, notices, population_report, results, standing
 from orchestrator.budget import read_spending
 from orchestrator.commands_run import (
     DEFAULT_ROOT,
@@ -62,11 +63,22 @@ def status(
         str | None, typer.Argument(metavar="[STUDY]", help="A study; none lists them all.")
     ] = None,
     root: Root = DEFAULT_ROOT,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again and again until the study ends.")
+    ] = False,
+    every: Annotated[
+        float, typer.Option("--every", metavar="SECONDS", min=0.5, help="How often, with --watch.")
+    ] = 5.0,
     as_json: Json = False,
 ) -> None:
     """Say where a study stands, or list all studies of a folder."""
     from orchestrator.study import Study, studies
 
+    if watch:
+        if study is None or as_json:
+            raise StudyError("--watch needs a STUDY, and goes without --json.")
+        _watch(study, root, every)
+        return
     if study is not None:
         state = study_state(Study.open(study, root))
         if as_json:
@@ -92,6 +104,23 @@ def status(
         for state in states
     ]
     display.say_table(display.table(("study", "state", "searches", "retrainings", "best"), rows))
+
+
+def _watch(study: str, root: Path, every: float) -> None:
+    """Show a study until nobody runs it; on a terminal in place, else one block after another."""
+    from orchestrator.study import Study
+
+    while True:
+        state = study_state(Study.open(study, root))
+        if sys.stdout.isatty():
+            sys.stdout.write("\x1b[H\x1b[2J")
+        _show_state(state)
+        sys.stdout.flush()
+        if state["state"] != "running":
+            return
+        if not sys.stdout.isatty():
+            display.say("")
+        time.sleep(every)
 
 
 def study_state(study: Study) -> dict[str, Any]:
@@ -124,6 +153,8 @@ def study_state(study: Study) -> dict[str, Any]:
         "left_out": 0 if spending is None else len(spending.left_out),
         "progress": progress if summary.holder is not None else None,
         "resume": resume_command(study.name, study.root) if state == "incomplete" else None,
+        "standing": standing.standing(study.rows(), study.partial_rows()).to_json(),
+        "extended": [entry.time for entry in history.read(study)],
     }
 
 
@@ -180,6 +211,10 @@ def _show_state(state: dict[str, Any]) -> None:
         lines["progress"] = f"{progress.get('done')} of {progress.get('total')}"
         if progress.get("left_s") is not None:
             lines["progress"] += f", about {show_time(progress['left_s'])} left"
+    lines |= standing.lines(standing.from_json(state["standing"]))
+    if state["extended"]:
+        last = state["extended"][-1]
+        lines["extended"] = f"{len(state['extended'])} times, last {last}; see history/"
     if state["resume"] is not None:
         lines["go on"] = state["resume"]
     for key, value in lines.items():
