@@ -75,6 +75,7 @@ def test_each_kind_is_measured_once_and_all_together() -> None:
     assert machine.packing.least(units) == 1 / 16
     assert [machine.packing.share(each) for each in units] == [1 / 16, 0.5, 1 / 16]
     assert machine.packing.share(unit("odd")) == 1.0
+    assert machine.packing.share(unit("large")) == 0.5
     assert machine.asked == [["small", "large"], ["odd"]]
     assert machine.said == [
         "gpus: auto, small: 16 on a GPU, each 1.0 GB at its peak of the 80.0 GB there are",
