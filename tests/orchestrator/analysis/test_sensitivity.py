@@ -105,6 +105,23 @@ def test_a_missing_number_is_a_value_of_its_own_among_few() -> None:
     assert (factor.kind, factor.levels) == ("category", ("1", "4", "16", "none"))
 
 
+@pytest.mark.parametrize(
+    ("values", "log"),
+    [
+        ((0.1, 0.3, 1.0), True),
+        ((1, 3, 6, 12), True),
+        ((0.1, 0.3, 0.5), False),  # a factor of 5
+        ((0.1, 0.4, 0.7, 1.0), False),  # steps, of a factor of 10 in all
+        (tuple(0.001 + 0.01 * step for step in range(60)), False),
+        (tuple(1.1**step for step in range(60)), True),
+        ((0.0, 1.0, 100.0), False),
+    ],
+)
+def test_numbers_that_are_spread_by_factors_are_told(values: tuple[float, ...], log: bool) -> None:
+    frame = frame_of([{"search.x": value} for value in values], [[1.0]] * len(values))
+    assert frame.factor("x").log == log
+
+
 def test_the_robust_region_is_within_an_error_of_the_best() -> None:
     frame = grid()
     found = robust_region(frame, points_of(frame))
