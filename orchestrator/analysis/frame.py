@@ -393,7 +393,7 @@ def _by_factors(levels: Sequence[float]) -> bool:
         max(after - before for before, after in itertools.pairwise(each)) / (each[-1] - each[0])
         for each in (logs, levels)
     ]
-    return widest[0] < widest[1]
+    return widest[0] <= widest[1]
 
 
 def _is_number(value: Any) -> bool:
