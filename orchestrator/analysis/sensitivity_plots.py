@@ -167,7 +167,7 @@ def _draw_response(axes: Any, each: Response, shown: Sensitivity, colour: str) -
     for level in each.levels:
         if level.lost:  # what has no value is said where it would stand
             axes.annotate(
-                f"{level.lost} lost", (level.at, 0.02), xycoords=("data", "axes fraction"),
+                f"{level.lost} without", (level.at, 0.02), xycoords=("data", "axes fraction"),
                 ha="center", fontsize=7, color="#B00020",
             )  # fmt: skip
     _axis(axes, each.factor, [level.text for level in each.levels])
