@@ -199,7 +199,7 @@ def _show_sensitivity(shown: Sensitivity) -> None:
     )
     for each in shown.responses:
         display.say("")
-        heads = (each.factor.short, "mean [95 %]", "configurations", "lost")
+        heads = (each.factor.short, "mean [95 %]", "configurations", "no value")
         rows = [
             (
                 level.text,

@@ -120,7 +120,8 @@ def _design(value: Any, problems: Problems) -> Design | None:
     check_lowest(values, at, problems, levels=2, seed=0)
     if len(problems.found) > before:
         return None
-    return Design(name=name, centre={str(key): item for key, item in centre.items()}, **values)
+    given_centre = {str(key): item for key, item in centre.items()}
+    return Design.model_validate({"name": name, "centre": given_centre, **values})
 
 
 def _scheduler(value: Any, problems: Problems) -> Asha | Median | Pbt | None:

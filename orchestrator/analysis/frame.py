@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,7 +41,7 @@ class Factor:
         name: Its column in the frame: the path of the setting, as "search.weight_lr".
         short: The end of the path that no other factor has, as "weight_lr".
         kind: "number", or "category": text, truth values, and numbers beside a missing one.
-        log: Whether the values of a number are spread by factors and not by differences.
+        log: Whether the values of a number lie more evenly in their logarithm.
         levels: Its distinct values, in order.
         conditional: Whether some rows do not have the setting.
         aliases: Other settings that differ exactly where this one does.
@@ -373,13 +375,25 @@ def _factor(path: str, raw: Sequence[Any], present: Sequence[Any]) -> tuple[Fact
     if number:
         column: list[Any] = [float(value) if _is_number(value) else None for value in raw]
         levels: tuple[Any, ...] = tuple(sorted({float(value) for value in numbers}))
-        log = levels[0] > 0 and levels[-1] / levels[0] >= _LOG_FROM
+        log = _by_factors(levels)
         conditional = any(value is None for value in column)
         return Factor(path, path, "number", log, levels, conditional), column
     column = [None if value is _MISSING else _shown(value) for value in raw]
     ranked = sorted({(not _is_number(v), v if _is_number(v) else 0, _shown(v)) for v in present})
     levels = tuple(dict.fromkeys(text for _, _, text in ranked))
     return Factor(path, path, "category", False, levels, None in column), column
+
+
+def _by_factors(levels: Sequence[float]) -> bool:
+    """Return whether numbers lie more evenly in their logarithm than as they are."""
+    if levels[0] <= 0 or levels[-1] / levels[0] < _LOG_FROM:
+        return False
+    logs = [math.log(level) for level in levels]
+    widest = [
+        max(after - before for before, after in itertools.pairwise(each)) / (each[-1] - each[0])
+        for each in (logs, levels)
+    ]
+    return widest[0] <= widest[1]
 
 
 def _is_number(value: Any) -> bool:

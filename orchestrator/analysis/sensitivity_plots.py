@@ -116,7 +116,7 @@ def interactions_figure(shown: Sensitivity) -> Figure:
     for (one, other), share in shown.interactions.items():
         values[names.index(one), names.index(other)] = 100 * share
         values[names.index(other), names.index(one)] = 100 * share
-    _draw_grid(figure, axes, values, "viridis")
+    _draw_grid(figure, axes, values, "viridis", digits=2)
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_title("variance of a forest by pairs, %", fontsize=10)
@@ -144,7 +144,10 @@ def _panels(count: int) -> tuple[Figure, list[Any]]:
     columns = max(1, min(_COLUMNS, count))
     rows = max(1, -(-count // columns))
     figure = new_figure(1.2 + 3.4 * columns, 3.2 * rows)
-    panels = [axes for line in figure.subplots(rows, columns, squeeze=False) for axes in line]
+    # One scale for all: what matters little is then seen to.
+    panels = [
+        axes for line in figure.subplots(rows, columns, squeeze=False, sharey=True) for axes in line
+    ]
     for axes in panels[count:]:
         axes.set_axis_off()
     return figure, panels
@@ -164,7 +167,7 @@ def _draw_response(axes: Any, each: Response, shown: Sensitivity, colour: str) -
     for level in each.levels:
         if level.lost:  # what has no value is said where it would stand
             axes.annotate(
-                f"{level.lost} lost", (level.at, 0.02), xycoords=("data", "axes fraction"),
+                f"{level.lost} without", (level.at, 0.02), xycoords=("data", "axes fraction"),
                 ha="center", fontsize=7, color="#B00020",
             )  # fmt: skip
     _axis(axes, each.factor, [level.text for level in each.levels])
@@ -200,7 +203,7 @@ def _axis(axes: Any, factor: Factor, texts: list[str]) -> None:
         axes.set_xticks(list(factor.levels), [f"{level:g}" for level in factor.levels], fontsize=8)
 
 
-def _draw_grid(figure: Figure, axes: Any, values: Any, colours: str) -> None:
+def _draw_grid(figure: Figure, axes: Any, values: Any, colours: str, digits: int = 3) -> None:
     import numpy as np
     from matplotlib import colormaps
 
@@ -214,7 +217,7 @@ def _draw_grid(figure: Figure, axes: Any, values: Any, colours: str) -> None:
         return
     for row, column in np.ndindex(values.shape):
         value = values[row, column]
-        text = f"{value:.3g}" if np.isfinite(value) else "–"
+        text = f"{value:.{digits}g}" if np.isfinite(value) else "–"
         dark = np.isfinite(value) and value < middle
         axes.text(
             column, row, text, ha="center", va="center", fontsize=7,

@@ -48,7 +48,7 @@ def test_ishigami_by_functional_anova_and_permutation(of_ishigami: StudyFrame) -
 
 
 def test_an_inert_setting_is_recognised(of_ishigami: StudyFrame) -> None:
-    shown = analyse(of_ishigami, bootstraps=6)
+    shown = analyse(of_ishigami, bootstraps=5)
     inert = next(
         each for each in shown.importances
         if (each.estimator, each.factor) == ("permutation", "x3")

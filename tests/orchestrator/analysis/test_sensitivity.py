@@ -14,7 +14,6 @@ from orchestrator.analysis.robust import robust_region
 from orchestrator.analysis.sensitivity import analyse
 from orchestrator.analysis.sensitivity_plots import (
     dependence_figure,
-    heat_map_figure,
     importance_figure,
     interactions_figure,
     responses_figure,
@@ -105,6 +104,23 @@ def test_a_missing_number_is_a_value_of_its_own_among_few() -> None:
     assert (factor.kind, factor.levels) == ("category", ("1", "4", "16", "none"))
 
 
+@pytest.mark.parametrize(
+    ("values", "log"),
+    [
+        ((0.1, 0.3, 1.0), True),
+        ((1, 3, 6, 12), True),
+        ((0.1, 0.3, 0.5), False),  # a factor of 5
+        ((0.1, 0.4, 0.7, 1.0), False),  # steps, of a factor of 10 in all
+        (tuple(0.001 + 0.01 * step for step in range(60)), False),
+        (tuple(1.1**step for step in range(60)), True),
+        ((0.0, 1.0, 100.0), False),
+    ],
+)
+def test_numbers_that_are_spread_by_factors_are_told(values: tuple[float, ...], log: bool) -> None:
+    frame = frame_of([{"search.x": value} for value in values], [[1.0]] * len(values))
+    assert frame.factor("x").log == log
+
+
 def test_the_robust_region_is_within_an_error_of_the_best() -> None:
     frame = grid()
     found = robust_region(frame, points_of(frame))
@@ -168,15 +184,13 @@ def test_every_figure_of_every_odd_study(name: str) -> None:
     frame = ODD[name]()
     shown = analyse(frame, bootstraps=2)
     json.dumps(shown.to_json(), allow_nan=False)
-    figures = [
-        responses_figure(shown),
-        dependence_figure(shown),
-        importance_figure(shown),
-        interactions_figure(shown),
-        *(heat_map_figure(each, shown) for each in shown.maps),
-        *sensitivity_figures(shown).values(),
-    ]
-    for figure in figures:
+    figures = sensitivity_figures(shown)
+    # What has nothing to show is left out there, and is a figure that says so when asked for.
+    rest = {"responses": responses_figure, "dependence": dependence_figure,
+            "importance": importance_figure, "interactions": interactions_figure}  # fmt: skip
+    figures |= {key: draw(shown) for key, draw in rest.items() if key not in figures}
+    assert len(figures) == 4 + len(shown.maps)
+    for figure in figures.values():
         figure.canvas.draw()
 
 
