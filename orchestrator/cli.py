@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from orchestrator import (
+    commands_analysis,
     commands_bench,
     commands_data,
     commands_export,
@@ -41,6 +42,7 @@ app = typer.Typer(
 commands_run.add_to(app)
 commands_simulate.add_to(app)
 commands_study.add_to(app)
+commands_analysis.add_to(app)
 commands_look.add_to(app)
 commands_export.add_to(app)
 commands_data.add_to(app)

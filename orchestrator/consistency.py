@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator import factors, pbt_section
-from orchestrator.experiment import ORACLE_METRICS, Asha, Experiment, Median, Pbt
+from orchestrator import designs, factors, pbt_section
+from orchestrator.experiment import ORACLE_METRICS, Asha, Design, Experiment, Median, Pbt
 from orchestrator.problems import Problems
 from orchestrator.sweep_words import candidates, canonical
 
@@ -46,7 +46,9 @@ def check(experiment: Experiment, given: Mapping[str, Any], problems: Problems) 
         return
     blocks = factors.blocks(experiment)
     _same_blocks(blocks, problems)
-    if pbt is not None and not problems.under("tune"):
+    if experiment.tune.design is not None and not problems.under("tune"):
+        _design(experiment, experiment.tune.design, blocks, given, problems)
+    elif pbt is not None and not problems.under("tune"):
         pbt_section.check_drawn(blocks, pbt, problems)
     elif not problems.under("tune"):
         _samples(experiment, blocks, given, problems)
@@ -175,6 +177,31 @@ def _samples(
             f"{at} must be <= {max(sizes)}, the number of different configurations of a block, "
             f"got {tune.num_samples}.",
         )
+
+
+def _design(
+    experiment: Experiment,
+    design: Design,
+    blocks: list[factors.Block],
+    given: Mapping[str, Any],
+    problems: Problems,
+) -> None:
+    tune = given.get("tune") or {}
+    if "searcher" in tune:
+        problems.add(
+            "tune.searcher",
+            f"tune.searcher has no effect with tune.design {design.name}, which says itself what "
+            "is run. Leave one of them out.",
+        )
+    if experiment.tune.scheduler is not None:
+        problems.add(
+            "tune.scheduler",
+            f"tune.scheduler must be none with tune.design {design.name}: a design is judged "
+            f"whole, and {experiment.tune.scheduler.name} would cut the worse part of it.",
+        )
+    first = next((block for block in blocks if block.dimensions), blocks[0])
+    for key, message in designs.problems_of(design, first.dimensions, tune.get("num_samples")):
+        problems.add(key, message)
 
 
 def _counts(experiment: Experiment, blocks: list[factors.Block], problems: Problems) -> None:

@@ -38,6 +38,27 @@ class Searcher(Record):
     seed: int = 0
 
 
+class Design(Record):
+    """Where the configurations of a sensitivity study lie, instead of being drawn one by one.
+
+    Attributes:
+        name: "grid", every combination of `levels` values; "sobol", `tune.num_samples` points that
+            fill the ranges evenly; "one_at_a_time", each setting at `levels` values while the
+            others stay at `centre`.
+        levels: Values of each range, ends included; a choice has all of its values.
+        centre: Of one_at_a_time: value of each range and choice, by its path in the file.
+        indices: Of sobol: whether the points are those that Sobol indices are estimated of, which
+            are (settings + 2) times as many.
+        seed: Of the shuffling of a Sobol sequence.
+    """
+
+    name: Literal["grid", "sobol", "one_at_a_time"]
+    levels: int = 5
+    centre: dict[str, Any] = {}
+    indices: bool = False
+    seed: int = 0
+
+
 class Asha(Record):
     """Asynchronous successive halving: stop the worse configurations at growing epochs.
 
@@ -108,6 +129,7 @@ class Tune(Record):
         mode: Direction of `metric`.
         num_samples: Configurations drawn in each grid block that has something to draw.
         searcher: How they are drawn.
+        design: Where they lie instead, for a sensitivity study; or None.
         scheduler: What stops searches early, or lets retrainings learn from each other, or None.
         per_trial: Resources of one Ray trial.
         seeds_per_trial: Seeds that one Ray trial runs in lock-step; "all" or a number.
@@ -121,6 +143,7 @@ class Tune(Record):
     mode: Literal["max", "min"] = "max"
     num_samples: int = 1
     searcher: Searcher = Searcher()
+    design: Design | None = None
     scheduler: Asha | Median | Pbt | None = None
     per_trial: PerTrial = PerTrial()
     seeds_per_trial: Literal["all"] | int = 1
@@ -370,6 +393,20 @@ class Experiment(Record):
             )
         return part
 
+    def _resolve_design(self, tune: dict[str, Any]) -> None:
+        """Leave out of a resolved section what a design, or its absence, gives no effect."""
+        design = self.tune.design
+        if design is None:
+            del tune["design"]
+            return
+        del tune["searcher"]
+        without = {"grid": ("centre", "indices", "seed"), "one_at_a_time": ("indices", "seed"),
+                   "sobol": ("levels", "centre")}[design.name]  # fmt: skip
+        for key in without:
+            del tune["design"][key]
+        if design.name != "sobol":
+            del tune["num_samples"]
+
     def resolved(self) -> dict[str, Any]:
         """Return the mapping of an experiment file that leaves nothing to a default."""
         document = self.model_dump(mode="json", exclude={"retrain", "training"})
@@ -379,6 +416,7 @@ class Experiment(Record):
             document["tune"]["scheduler"] = "none"
         if self.tune.pbt is not None:
             del document["tune"]["num_samples"]
+        self._resolve_design(document["tune"])
         retrain = None
         if self.retrain is not None:
             retrain = self.retrain.given()

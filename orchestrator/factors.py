@@ -135,13 +135,16 @@ def size(block: Block) -> int | None:
 
 def count(experiment: Experiment, of: Sequence[Block] | None = None) -> int:
     """Return the number of configurations; each runs once per seed."""
+    if experiment.tune.design is not None:
+        made = blocks(experiment) if of is None else of
+        return sum(len(_designed(experiment, block)) for block in made)
     samples = experiment.tune.samples
     sizes = [size(block) for block in (blocks(experiment) if of is None else of)]
     return sum(samples if most is None else min(samples, most) for most in sizes)
 
 
 def configurations(experiment: Experiment) -> list[Configuration]:
-    """Return what the searchers `grid` and `random` run: known before anything has run.
+    """Return what the searchers `grid` and `random`, or a design, run: known before it is run.
 
     The draws of every block come from the same stream, so that blocks are compared in pairs. What
     is drawn twice in a block is drawn anew.
@@ -149,6 +152,8 @@ def configurations(experiment: Experiment) -> list[Configuration]:
     import numpy as np
 
     found: list[Configuration] = []
+    if experiment.tune.design is not None:
+        return [each for block in blocks(experiment) for each in _designed(experiment, block)]
     for block in blocks(experiment):
         rng = np.random.default_rng(experiment.tune.searcher.seed)
         wanted = count(experiment, [block])
@@ -160,6 +165,24 @@ def configurations(experiment: Experiment) -> list[Configuration]:
             drawn.setdefault(configuration.config_id, configuration)
         found.extend(drawn.values())
     return found
+
+
+def design_points(experiment: Experiment, block: Block) -> list[Configuration]:
+    """Return a block's configurations in the order of its design, repeated ones included."""
+    from orchestrator.designs import points
+
+    tune = experiment.tune
+    if tune.design is None:
+        return []
+    drawn = points(tune.design, block.dimensions, tune.num_samples)
+    return [configuration(block, params) for params in drawn]
+
+
+def _designed(experiment: Experiment, block: Block) -> list[Configuration]:
+    found: dict[str, Configuration] = {}
+    for each in design_points(experiment, block):
+        found.setdefault(each.config_id, each)
+    return list(found.values())
 
 
 def sample(block: Block, rng: np.random.Generator) -> Configuration:

@@ -17,6 +17,7 @@ from typing import Any
 
 from orchestrator.experiment import (
     Asha,
+    Design,
     Experiment,
     Limits,
     Median,
@@ -103,12 +104,21 @@ def write_schema(path: str | Path) -> None:
 def _tune() -> Schema:
     schema = _record(Tune)
     searchers = list(typing.get_args(specs_of(Searcher)["name"].hint))
+    designs = list(typing.get_args(specs_of(Design)["name"].hint))
     schedulers = [_named(Asha, "asha"), _named(Median, "median"), _named(Pbt, "pbt")]
     about = _attributes(Tune)
     schema["properties"] |= {
         "searcher": {
             "description": about["searcher"],
             "anyOf": [{"enum": searchers}, {**_record(Searcher), "required": ["name"]}],
+        },
+        "design": {
+            "description": about["design"],
+            "anyOf": [
+                {"enum": ["none", None, *designs]},
+                {**_record(Design), "required": ["name"]},
+            ],
+            "default": "none",
         },
         "scheduler": {
             "description": about["scheduler"],

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.experiment import ORACLE_METRICS, Asha, Median, Pbt, PerTrial, Searcher, Tune
+from orchestrator.experiment import (
+    ORACLE_METRICS,
+    Asha,
+    Design,
+    Median,
+    Pbt,
+    PerTrial,
+    Searcher,
+    Tune,
+)
 from orchestrator.pbt_section import check_values
 from orchestrator.problems import Problems
 from orchestrator.sections import check_lowest, check_mapping, check_record
 from orchestrator.settings_tree import check_fields, specs_of
 from spaces.core.errors import near_miss
 
+_OF_DESIGNS: Mapping[str, tuple[str, ...]] = {
+    "levels": ("grid", "one_at_a_time"),
+    "centre": ("one_at_a_time",),
+    "indices": ("sobol",),
+    "seed": ("sobol",),
+}
 _SCHEDULERS: Mapping[str, type[Asha | Median | Pbt]] = {
     "asha": Asha,
     "median": Median,
@@ -30,6 +46,7 @@ def check_tune(value: Any, problems: Problems, *, swept: bool) -> Tune:
     given = dict(check_mapping(value, "tune", problems) or {})
     parts = {
         "searcher": _searcher(given.pop("searcher", "random" if swept else "grid"), problems),
+        "design": _design(given.pop("design", None), problems),
         "scheduler": _scheduler(given.pop("scheduler", None), problems),
         "per_trial": _per_trial(given.pop("per_trial", None), problems),
         "seeds_per_trial": _seeds_per_trial(given.pop("seeds_per_trial", "auto"), problems),
@@ -73,6 +90,34 @@ def _searcher(value: Any, problems: Problems) -> Searcher:
     if given["name"] == "grid" and "seed" in given:
         problems.add(at, f"{at}.seed has no effect with grid, which draws nothing. Leave it out.")
     return searcher
+
+
+def _design(value: Any, problems: Problems) -> Design | None:
+    at = "tune.design"
+    if value is None or value == "none":
+        return None
+    given = {"name": value} if isinstance(value, str) else check_mapping(value, at, problems)
+    if given is None:
+        return None
+    names = typing.get_args(specs_of(Design)["name"].hint)
+    name = given.get("name")
+    if name not in names:
+        miss = near_miss(str(name), names)
+        problems.add(at, f"{at} must be one of {', '.join(names)}, got {name!r}.{miss}")
+        return None
+    before = len(problems.found)
+    for key in given:
+        if key in _OF_DESIGNS and name not in _OF_DESIGNS[key]:
+            problems.add(f"{at}.{key}", f"{at}.{key} has no effect with {name}. Leave it out.")
+    centre = check_mapping(given.get("centre"), f"{at}.centre", problems) or {}
+    rest = {key: item for key, item in given.items() if key not in ("name", "centre")}
+    specs = {key: spec for key, spec in specs_of(Design).items() if key not in ("name", "centre")}
+    values = check_fields(specs, rest, at, str(name), problems)
+    check_lowest(values, at, problems, levels=2, seed=0)
+    if len(problems.found) > before:
+        return None
+    given_centre = {str(key): item for key, item in centre.items()}
+    return Design.model_validate({"name": name, "centre": given_centre, **values})
 
 
 def _scheduler(value: Any, problems: Problems) -> Asha | Median | Pbt | None:
