@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import (
+    analysis_sections,
     cost_report,
     diagnosis,
     frames,
@@ -62,7 +63,10 @@ if TYPE_CHECKING:
     from orchestrator.ledger import Row
     from orchestrator.study import Study
 
-SECTIONS: tuple[Callable[[Study, Sequence[Row], Path], list[Block]], ...] = ()
+SECTIONS: tuple[Callable[[Study, Sequence[Row], Path], list[Block]], ...] = (
+    analysis_sections.told_apart,
+    analysis_sections.sensitivity,
+)
 """Sections between accuracy and cost: each takes a study, its rows and the report's folder."""
 
 _MOST_TRACEBACKS, _MOST_SETTINGS = 20, 12

@@ -105,9 +105,12 @@ def register(
     if own:
         version = own[0].version
     else:
-        source = f"models:/{model.model_id}"
         made = client.create_model_version(
-            name, source, run_id, tags=dict(tags), model_id=str(model.model_id)
+            name,
+            str(model.artifact_location),
+            run_id,
+            tags=dict(tags),
+            model_id=str(model.model_id),
         )
         version = made.version
     client.set_registered_model_alias(name, ALIAS, version)

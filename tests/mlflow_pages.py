@@ -31,6 +31,11 @@ _ML = "workflowType=machine_learning"
 # What a picture need not show: an assistant that is no part of the study.
 _CLOSE = 'document.querySelector(\'[aria-label="Close"], button[aria-label*="lose assistant"]\')'
 
+_HIDE_PATH = """
+[...document.querySelectorAll('*')].filter(e => /^\\s*(Path:)?\\s*file:/.test(e.textContent)
+  && e.textContent.length < 400).forEach(e => { e.style.visibility = 'hidden'; })
+"""
+
 
 @contextlib.contextmanager
 def server(uri: str) -> Iterator[str]:
@@ -137,10 +142,11 @@ def pictures(study: str, root: Path, folder: Path) -> None:
         shown = "/artifacts/report/report.html"
         _open(page, run(address, at, parent.info.run_id, shown), "report.html")
         time.sleep(4)
+        page.run(_HIDE_PATH)  # where the files are is of no interest to anybody else
         _take(page, folder / "artifacts.png")
         _open(page, run(address, at, searches[0].info.run_id), "Description")
         page.click(_named("button", "Show more"))
-        page.wait("Boolean(document.querySelector('img[alt*=cell]')?.naturalWidth)", _SECONDS)
+        page.wait("Boolean(document.querySelector('img[src*=cell]')?.naturalWidth)", _SECONDS)
         _take(page, folder / "run.png")
         chosen = [each.info.run_id for each in searches[:20]]
         _open(page, comparison(address, at, chosen), "Comparing 20 Runs")

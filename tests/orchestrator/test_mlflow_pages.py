@@ -39,7 +39,7 @@ FOUND = {
     "Good searches": [DARTS[2], UNROLLED[1]],  # 0.94 and 0.95
     "Collapsed searches": ["darts weight_lr · seed 19"],
     "Small and good when retrained": RETRAINS[:1],  # 0.982 of 0.971 and 0.982
-    "Who found a cell": DARTS,
+    "Who found a cell": [*DARTS, UNROLLED[2]],  # the latter diverged with it
     "What was trained, without simulations": [
         *DARTS, *UNROLLED, *RETRAINS, *(f"darts weight_lr · seed {n}" for n in range(20)),
     ],
@@ -128,12 +128,12 @@ def test_a_report_is_sent_when_it_is_another(tmp_path: Path) -> None:
 
 def test_the_best_genotype_by_validation_is_registered(tmp_path: Path) -> None:
     study = with_weights(tmp_path, MODELS)
-    rows = study.rows("retrain")
+    first = min(study.rows("retrain"), key=lambda row: row.seed)
     study.ledger.write(search_row("a", 0, [0.9], operation="skip_connect"))
     study.ledger.write(search_row("b", 0, [0.99], operation="nor_conv_3x3"))
     store = MemoryStore()
     Drain(study, store, "memory").rebuild()
-    assert store.registered == {"tiny": rows[0].key}
+    assert store.registered == {"tiny": first.key}
     # The better search counts, not the better test accuracy; then the lower seed.
     skip = retrain_row("skip_connect", 0, 0.999)
     conv = [retrain_row("nor_conv_3x3", seed, 0.5 + seed / 10) for seed in (1, 0)]

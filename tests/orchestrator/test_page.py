@@ -213,6 +213,28 @@ def test_every_kind_of_block_is_shown(tmp_path: Path) -> None:
         assert word in words
 
 
+def test_what_varies_and_what_can_be_told_apart_have_sections(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "studies")
+    for place, rate in enumerate((0.1, 0.2, 0.3, 0.4)):
+        for seed in range(3):
+            row = search_row(
+                f"darts lr={rate}", seed, [0.5 + rate + 0.001 * seed], config_id=f"{place:010x}",
+                key=f"{10 * place + seed:016x}", block=place,
+                settings={"search": {"weight_lr": rate}}, params={"search.weight_lr": rate},
+            )  # fmt: skip
+            study.ledger.write(row)
+    report = write_report(study)
+    markdown = report.markdown.read_text(encoding="utf-8")
+    parsed(report.html.read_text(encoding="utf-8"))
+    told = markdown.partition("## What can be told apart")[2].partition("\n## ")[0]
+    assert told.count("| darts lr=") >= 6  # every two of four
+    assert "+10.00 [" in told or "-10.00 [" in told or "−10.00 [" in told
+    sensitivity = markdown.partition("## Sensitivity")[2].partition("\n## ")[0]
+    assert "sensitivity-responses.png" in sensitivity
+    assert "1 of 4 configurations are within one standard error of the best" in sensitivity
+    assert "weight_lr=0.4" in sensitivity
+
+
 def test_a_page_of_500_trials_is_small_and_soon_made(tmp_path: Path) -> None:
     study = make_study(tmp_path / "studies")
     for number in range(500):
