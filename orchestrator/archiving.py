@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.errors import StudyError
 from orchestrator.study import Study, check_name
-from orchestrator.tracking_location import without_password
+from orchestrator.tracking_location import scrubbed, without_password
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -283,7 +283,7 @@ def _inside(folder: Path, name: str) -> Path:
 
 def _first(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return without_password(lines[0]).rstrip(".") if lines else type(error).__name__
+    return scrubbed(lines[0]).rstrip(".") if lines else type(error).__name__
 
 
 @contextlib.contextmanager

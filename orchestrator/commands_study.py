@@ -537,19 +537,27 @@ def ui(
     else:
         uri = tracking_location.default_uri(root)
     if not tracking_location.is_database(uri):
-        display.say(f"The studies are tracked by a server; open {uri}")
+        shown = tracking_location.without_password(uri)
+        display.say(f"The studies are tracked by a server; open {shown}")
         return
     _check_port(port)
     tracking.prepare_store(uri)
     display.say(f"MLflow starts at http://{HOST}:{port} in some 15 s; Ctrl-C ends it.")
     sys.stdout.flush()
     # Replaces this process, so that a signal to it reaches the server and leaves nothing behind.
-    os.execve(sys.executable, ui_arguments(uri, port), {**os.environ, **_UI_ENVIRONMENT})
+    environment = {**os.environ, **_UI_ENVIRONMENT, "MLFLOW_BACKEND_STORE_URI": uri}
+    os.execve(sys.executable, ui_arguments(uri, port), environment)
 
 
 def ui_arguments(uri: str, port: int) -> list[str]:
-    """Return the command line of MLflow's pages on this machine alone."""
-    where = ["--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
+    """Return the command line of MLflow's pages on this machine alone.
+
+    A store with a password is named by MLFLOW_BACKEND_STORE_URI: everybody sees a command line.
+    """
+    from orchestrator.tracking_location import without_password
+
+    plain = ["--backend-store-uri", uri] if without_password(uri) == uri else []
+    where = [*plain, "--host", HOST, "--port", str(port)]
     return [sys.executable, "-m", "mlflow", "server", *where, "--workers", "1"]
 
 

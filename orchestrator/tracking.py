@@ -34,8 +34,10 @@ from orchestrator.tracking_location import (
     default_uri,
     has_tables,
     is_database,
+    scrubbed,
     store_notice,
     tracking_uri,
+    without_password,
 )
 from orchestrator.tracking_runs import RunRefusedError, StoreDownError, StoredRun
 from orchestrator.tracking_view import Point
@@ -66,6 +68,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 _REFUSED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
+_URI = "NAS_DRAIN_URI"
 _log = logging.getLogger("orchestrator.tracking")
 
 
@@ -120,7 +123,7 @@ def reconcile(
     if check:
         found = compare(study, store)
         return found, found
-    return repair(study, store, uri)
+    return repair(study, store, without_password(uri))
 
 
 def mend(study: str | os.PathLike[str] | Study, uri: str) -> list[Finding]:
@@ -153,7 +156,9 @@ def prepare_store(uri: str) -> None:
         with locked(lock), _translated():
             _client(uri).search_experiments(max_results=1)
     except OSError as error:
-        raise StoreDownError(f"cannot make the MLflow store {uri}: {error.strerror}.") from error
+        raise StoreDownError(
+            f"cannot make the MLflow store {without_password(uri)}: {error.strerror}."
+        ) from error
 
 
 def start_drain(study: Study, uri: str) -> subprocess.Popen[bytes]:
@@ -163,8 +168,8 @@ def start_drain(study: Study, uri: str) -> subprocess.Popen[bytes]:
     last record, so waiting for it shows all of the study in MLflow, or gives up on a store that is
     down.
     """
-    arguments = ["--study", os.fspath(study.path), "--uri", uri, "--follow", str(os.getpid())]
-    return _start(study, ["-m", "orchestrator.tracking", *arguments])
+    arguments = ["--study", os.fspath(study.path), "--follow", str(os.getpid())]
+    return _start(study, ["-m", "orchestrator.tracking", *arguments], uri)
 
 
 def send_later(study: Study, uri: str) -> None:
@@ -182,8 +187,8 @@ def start_preparing(study: Study, uri: str) -> subprocess.Popen[bytes] | None:
     """
     if not is_database(uri) or has_tables(uri):
         return None
-    code = "import sys; from orchestrator.tracking import prepare_store; prepare_store(sys.argv[1])"
-    return _start(study, ["-c", code, uri])
+    code = f"from orchestrator.tracking import *; prepare_store(os.environ[{_URI!r}])"
+    return _start(study, ["-c", f"import os; {code}"], uri)
 
 
 def wait_a_while(process: subprocess.Popen[bytes], seconds: float) -> bool:
@@ -199,7 +204,7 @@ _GOING_ON: list[subprocess.Popen[bytes]] = []
 """Processes that nobody waits for any more; Python would warn of one that is merely dropped."""
 
 
-def _start(study: Study, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+def _start(study: Study, arguments: Sequence[str], uri: str) -> subprocess.Popen[bytes]:
     study.logs.mkdir(parents=True, exist_ok=True)
     package = os.fspath(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
@@ -209,7 +214,8 @@ def _start(study: Study, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, "PYTHONPATH": path},
+            # Not among the arguments, which everybody on the machine sees: it may hold a password.
+            env={**os.environ, "PYTHONPATH": path, _URI: uri},
             start_new_session=True,  # Ctrl-C is for the driver
         )
 
@@ -410,16 +416,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the drain process; return its exit code."""
     parser = argparse.ArgumentParser(description="Send a study to MLflow.")
     parser.add_argument("--study", required=True, help="folder of the study")
-    parser.add_argument("--uri", required=True, help="MLflow tracking URI")
+    parser.add_argument("--uri", help=f"MLflow tracking URI; otherwise {_URI} has it")
     parser.add_argument("--follow", type=int, help="process id of the driver to follow")
     options = parser.parse_args(arguments)
+    uri = options.uri or os.environ[_URI]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver
     with contextlib.suppress(OSError):
         os.nice(10)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         study = Study.open(options.study)
-        connect = partial(_connect, study, options.uri)
+        connect = partial(_connect, study, uri)
         return follow(study, connect, options.follow)
     except StudyError as error:
         _log.error("%s", error)
@@ -427,7 +434,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _connect(study: Study, uri: str, models: bool | None = None) -> Drain:
-    return Drain(study, MlflowStore(uri, study), uri, models=models)
+    return Drain(study, MlflowStore(uri, study), without_password(uri), models=models)
 
 
 def _study(study: str | os.PathLike[str] | Study) -> Study:
@@ -458,12 +465,13 @@ def _translated(*, refusable: bool = False) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else error.error_code
+        said = scrubbed(str(error)).strip()
+        text = said.splitlines()[0] if said else error.error_code
         if refusable and error.error_code in _REFUSED:
             raise RunRefusedError(text) from error
         raise StoreDownError(text) from error
     except (RequestException, SQLAlchemyError) as error:
-        raise StoreDownError(f"{type(error).__name__}: {error}") from error
+        raise StoreDownError(scrubbed(f"{type(error).__name__}: {error}")) from error
     except OSError as error:
         # Not the network: a folder of artifacts that cannot be written to from here.
         kind = RunRefusedError if refusable else StoreDownError

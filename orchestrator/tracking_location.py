@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from orchestrator.experiment import Experiment
 
 _SQLITE = "sqlite:///"
+_LOGIN = re.compile(r"(\w://)[^/\s@'\"]+@")
 _SQL = ("sqlite", "postgresql", "mysql", "mssql")
 _NETWORK = (
     "nfs", "nfs4", "cifs", "smbfs", "smb3", "lustre", "beegfs", "gpfs", "ceph", "afs", "panfs",
@@ -50,7 +52,8 @@ def check_uri(uri: str, where: str = "--uri") -> str:
     if scheme in ("", "file"):
         raise ConfigError(
             f"{where} must be a database such as sqlite:///mlflow.db or a server such as"
-            f" http://127.0.0.1:5000, got {uri!r}. MLflow keeps no runs in a plain folder any more."
+            f" http://127.0.0.1:5000, got {without_password(uri)!r}. MLflow keeps no runs in a"
+            " plain folder any more."
         )
     if uri.startswith(_SQLITE):
         path = Path(uri.removeprefix(_SQLITE)).expanduser()
@@ -61,9 +64,14 @@ def check_uri(uri: str, where: str = "--uri") -> str:
 def without_password(uri: str) -> str:
     """Return a URI without what must not be shown: user, password and query."""
     parts = urlsplit(uri)
-    if "@" not in parts.netloc and not parts.query:
+    if parts.scheme == "sqlite" or ("@" not in parts.netloc and not parts.query):
         return uri
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
+def scrubbed(text: str) -> str:
+    """Return a text of somebody else without the user and password of any URI in it."""
+    return _LOGIN.sub(r"\1", text)
 
 
 def default_uri(root: str | os.PathLike[str]) -> str:

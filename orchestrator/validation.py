@@ -28,6 +28,7 @@ from orchestrator.protocols import set_by_protocol, with_protocol
 from orchestrator.sections import check_lowest, check_mapping, check_record
 from orchestrator.settings_tree import check_construction, check_fields, check_plugin, specs_of
 from orchestrator.sweep_words import candidates, checked
+from orchestrator.tracking_location import without_password
 from orchestrator.tune_section import check_tune
 from spaces.core.errors import PluginSettingsError, near_miss
 from trainables.settings import (
@@ -399,7 +400,14 @@ def _mlflow(value: Any, problems: Problems) -> MlflowSettings:
         problems.add(
             "mlflow.tracking_uri",
             "mlflow.tracking_uri must be a server (http://host:port) or a database "
-            f"(sqlite:////folder/mlflow.db), got {uri!r}.",
+            f"(sqlite:////folder/mlflow.db), got {without_password(uri)!r}.",
+        )
+    elif uri is not None and without_password(uri) != uri:
+        problems.add(
+            "mlflow.tracking_uri",
+            "mlflow.tracking_uri must hold no user, password or query, which the study folder and "
+            f"MLflow would show; write {without_password(uri)}. Set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or the whole URI as MLFLOW_TRACKING_URI.",
         )
     return settings
 

@@ -237,15 +237,18 @@ def test_a_study_of_the_name_is_found_and_a_live_one_is_bad(tmp_path: Path) -> N
     assert f"pid {os.getpid()}" in check.said
 
 
-def test_a_store_that_does_not_answer_is_a_warning_without_its_password(tmp_path: Path) -> None:
+def test_a_store_that_does_not_answer_is_a_warning_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    uri = f"http://ann:secret@127.0.0.1:{port}"
-    check = preflight.of_tracking(experiment(tmp_path, f"mlflow.tracking_uri={uri}"), tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:secret@127.0.0.1:{port}")
+    check = preflight.of_tracking(experiment(tmp_path), tmp_path)
     assert check.state == "warn"
     assert "secret" not in check.said
     assert f"127.0.0.1:{port}" in check.said
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert preflight.of_tracking(experiment(tmp_path), tmp_path).state == "good"
 
 
