@@ -132,10 +132,8 @@ def _markdown(block: Block, folder: Path) -> str:
     match block:
         case Heading(text, level):
             return f"{'#' * level} {_escape(text)}"
-        case Paragraph(text):
+        case Paragraph(text) | Notice(text):
             return _escape(text)
-        case Notice(text):
-            return f"> {_escape(text)}"
         case Code(text, summary):
             fence = "````" if "```" in text else "```"
             code = f"{fence}\n{text.rstrip()}\n{fence}"

@@ -133,7 +133,10 @@ def pictures(study: str, root: Path, folder: Path) -> None:
         page.ask("Input.dispatchKeyEvent", type="keyDown", key="Escape", code="Escape")
         page.click("document.querySelector('input[placeholder=\"Search metric charts\"]')")
         page.ask("Input.insertText", text="search/val")
-        time.sleep(6)
+        page.wait(
+            "document.querySelectorAll('.js-plotly-plot .scatterlayer path').length > 8", _SECONDS
+        )
+        time.sleep(2)
         _take(page, folder / "grouped.png")
         _open(page, run(address, at, parent.info.run_id), "Show more")
         page.click(_named("button", "Show more"))

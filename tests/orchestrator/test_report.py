@@ -182,8 +182,8 @@ def test_the_page_needs_no_other_file(study: Study) -> None:
     page = _Links()
     page.feed(report.html.read_text())
     assert all(source.startswith(("#", "data:")) for source in page.sources)
-    # The curves, the Pareto fronts and two genotypes, and the bars of two lines.
-    assert page.tags.count("svg") == 4 + 2
+    # Curves, best of k, Pareto fronts and two genotypes, and the bars of two lines and their pair.
+    assert page.tags.count("svg") == 5 + 3
     assert page.tags.count("script") == 1
     assert not {"b", "strong"} & set(page.tags)
 
