@@ -302,7 +302,8 @@ def _sentences(
     told = [pair for pair in tried if pair.verdict in ("higher", "lower")]
     if tried and not told:
         said.append("No two can be told apart. The order of the lines is no ranking.")
-    if frame.metric == "val_accuracy" and not frame.simulated:
+    searched = "search" in set(frame.table["stage"])
+    if frame.metric == "val_accuracy" and searched and not frame.simulated:
         said.append(
             "Validation accuracy is that of the supernet and says little of the genotypes; see "
             "--metric retrain_accuracy or oracle_test."
