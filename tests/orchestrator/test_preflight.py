@@ -215,9 +215,9 @@ def test_a_full_disk_is_known_before_there_is_a_study(
 def test_a_local_run_is_looked_at_in_milliseconds(tmp_path: Path) -> None:
     asked = experiment(tmp_path)
     preflight.refuse(asked, tmp_path)
-    begun = time.perf_counter()
+    begun = time.process_time()
     preflight.refuse(asked, tmp_path)
-    assert time.perf_counter() - begun < 0.1
+    assert time.process_time() - begun < 0.1
 
 
 def test_rows_are_counted_with_the_retrainings_that_may_follow(tmp_path: Path) -> None:
