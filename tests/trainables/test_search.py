@@ -190,8 +190,8 @@ CHANGES: dict[str, Any] = {
 
 
 def test_every_setting_is_tried() -> None:
-    # An engine changes no result; tests/trainables/test_engine.py is about it.
-    assert set(CHANGES) | {"engine"} == set(field_names(SearchSettings))
+    # Engine and checkpointing change no result: test_engine.py and test_recomputing.py.
+    assert set(CHANGES) | {"engine", "checkpointing"} == set(field_names(SearchSettings))
 
 
 @pytest.fixture(scope="module")
