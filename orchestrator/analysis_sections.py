@@ -90,7 +90,9 @@ def sensitivity(study: Study, rows: Sequence[Row], folder: Path) -> list[Block]:
 
 def told_apart(study: Study, rows: Sequence[Row], folder: Path) -> list[Block]:
     """Return the section on differences between lines; nothing without two that have two seeds."""
-    if not 2 <= len({row.config_id for row in rows if row.status == "finished"}) <= MOST_LINES:
+    finished = {row.config_id for row in rows if row.status == "finished"}
+    # Lines that were stopped or failed count too: all of them are compared.
+    if len(finished) < 2 or len({row.config_id for row in rows}) > MOST_LINES:
         return []
     from orchestrator.analysis.comparison_plots import best_of_figure, ranks_figure
     from orchestrator.analysis.frame import study_frame

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from orchestrator import (
     analysis_sections,
@@ -40,6 +40,7 @@ from orchestrator.document import (
     to_html,
     to_markdown,
 )
+from orchestrator.errors import StudyError
 from orchestrator.experiment import sweep_word
 from orchestrator.ledger import replace_file
 from orchestrator.oracle_report import OracleView
@@ -63,7 +64,8 @@ if TYPE_CHECKING:
     from orchestrator.ledger import Row
     from orchestrator.study import Study
 
-SECTIONS: tuple[Callable[[Study, Sequence[Row], Path], list[Block]], ...] = (
+Section: TypeAlias = "Callable[[Study, Sequence[Row], Path], list[Block]]"
+SECTIONS: tuple[Section, ...] = (
     analysis_sections.told_apart,
     analysis_sections.sensitivity,
 )
@@ -142,7 +144,7 @@ def build(study: Study) -> tuple[Report, list[Block], str]:
         *_compared_blocks(study, [row for row in rows if row.stage == stage], results, folder),
         *oracle_report.blocks(truth, folder),
         *_diagnosis_blocks(rows, folder),
-        *(block for section in SECTIONS for block in section(study, rows, folder)),
+        *(block for section in SECTIONS for block in _section(section, study, rows, folder)),
         *cost_report.blocks(costs, folder),
         *hours_report.blocks(rows, results, folder),
         *genotype_report.blocks(rows, results, folder),
@@ -167,6 +169,15 @@ def build(study: Study) -> tuple[Report, list[Block], str]:
         costs=costs,
     )
     return report, blocks, title
+
+
+def _section(section: Section, study: Study, rows: Sequence[Row], folder: Path) -> list[Block]:
+    """Return a section, or why there is none: no analysis takes the rest of a report with it."""
+    try:
+        return section(study, rows, folder)
+    except (StudyError, ValueError, ArithmeticError) as error:
+        name = section.__name__.replace("_", " ")
+        return [Paragraph(f"The section on {name} is left out: {error}")]
 
 
 def _document(study: Study, report: Report) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from orchestrator.document import (
     Picture,
     to_html,
 )
+from orchestrator.errors import StudyError
 from orchestrator.page import bars, inline_svg, sections
 from orchestrator.report import write_report
 from tests import browser
@@ -233,6 +234,30 @@ def test_what_varies_and_what_can_be_told_apart_have_sections(tmp_path: Path) ->
     assert "sensitivity-responses.png" in sensitivity
     assert "1 of 4 configurations are within one standard error of the best" in sensitivity
     assert "weight_lr=0.4" in sensitivity
+
+
+def test_a_sweep_that_was_mostly_stopped_has_a_page(tmp_path: Path) -> None:
+    rows = [
+        search_row(
+            f"darts {place}", 0, [0.5], key=f"{place:016x}", config_id=f"{place:010x}",
+            status="finished" if place < 3 else "stopped",
+        )
+        for place in range(20)
+    ]  # fmt: skip
+    assert "told apart" not in page_of(alone(tmp_path, *rows))
+
+
+@pytest.mark.parametrize("error", [StudyError, ValueError, ZeroDivisionError])
+def test_a_section_that_fails_leaves_the_others(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def some_numbers(study: Any, rows: Any, folder: Any) -> list[Any]:
+        raise error("not with these rows")
+
+    monkeypatch.setattr("orchestrator.report.SECTIONS", (some_numbers,))
+    markdown = write_report(alone(tmp_path, search_row("darts", 0, [0.5]))).markdown.read_text()
+    assert "The section on some numbers is left out: not with these rows" in markdown
+    assert "## Settings" in markdown
 
 
 def test_a_page_of_500_trials_is_small_and_soon_made(tmp_path: Path) -> None:
