@@ -65,14 +65,19 @@ def test_the_times_of_rows_tell_where_a_trial_s_overhead_is() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="reads Linux's /proc")
 def test_cpu_seconds_are_those_of_a_process_and_its_children() -> None:
-    burning = "import time\nwhile time.process_time() < 0.8: pass\ntime.sleep(1.2)"
+    burning = (
+        "import time\nwhile time.process_time() < 0.8: pass\n"
+        "print('burnt', flush=True)\ntime.sleep(1.2)"
+    )
     with CpuWatch(os.getpid()) as watch:
         time.sleep(0.7)
         start = time.time()
         mine = time.process_time()
-        with subprocess.Popen([sys.executable, "-c", burning]):
+        with subprocess.Popen([sys.executable, "-c", burning], stdout=subprocess.PIPE) as child:
             while time.process_time() < mine + 0.6:
                 pass
+            assert child.stdout is not None
+            child.stdout.readline()  # beside other work it may take longer than the loop above
         end = time.time()
         mine = time.process_time() - mine
         time.sleep(0.7)
