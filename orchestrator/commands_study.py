@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -308,6 +309,9 @@ def _serve(studies: Sequence[Study], host: str, port: int, as_json: bool) -> Non
                 f"{host} is not this machine alone: whoever reaches it can read the report, for "
                 "there is no authentication."
             )
+        # Where a shell started it in the background, SIGINT would be ignored.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         display.say(f"report  {server.url}   (Ctrl-C ends it)")
         sys.stdout.flush()
         server.serve_forever(poll_interval=0.2)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator import cli, commands_run
+from orchestrator import cli, commands_run, tracking
 from orchestrator.progress import Estimate, Outcome, Progress, TrialPlan
 from orchestrator.study import Study
 from spaces.core import named
@@ -32,6 +32,8 @@ Nas = Callable[..., tuple[int, str, str]]
 def nas(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nas:
     """Run `nas` in an empty folder; return exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
+    # It would follow the process of the tests for as long as that lives.
+    monkeypatch.setattr(tracking, "send_later", lambda study, uri: None)
     for name in ("NAS_ROOT", "MLFLOW_TRACKING_URI", ENVIRONMENT_VARIABLE):
         monkeypatch.setenv(name, "")  # so that what the command sets is undone too
         monkeypatch.delenv(name)

@@ -109,19 +109,29 @@ def test_a_port_that_is_taken_is_explained(server: ReportServer, study: Study) -
         open_server(study, "127.0.0.1", server.server_address[1])
 
 
-def test_the_command_warns_of_other_hosts_and_ends_with_ctrl_c(study: Study) -> None:
+def _in_the_background() -> None:
+    """Ignore Ctrl-C, as a shell has its background jobs do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_warns_of_other_hosts_and_ends_in_order(study: Study, number: int) -> None:
     words = ["report", "tiny", "--serve", "--host", "0.0.0.0", "--root", str(study.root)]
     with subprocess.Popen(
         [sys.executable, "-m", "orchestrator.cli", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_in_the_background,
     ) as process:
         assert process.stdout is not None
         said = process.stdout.readline()
         assert said.startswith("report  http://0.0.0.0:")
-        os.kill(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        os.kill(process.pid, number)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "there is no authentication" in errors
     assert "Traceback" not in errors
