@@ -16,7 +16,7 @@ from orchestrator import node_probe
 from orchestrator.errors import StudyError
 from orchestrator.experiment import Experiment
 from orchestrator.node_probe import DRIVER_MARK, Report, Request
-from orchestrator.preflight import Node, gpus_of
+from orchestrator.preflight import Node
 from spaces.core.plugins import ENVIRONMENT_VARIABLE
 
 PATIENCE_S = 90.0
@@ -35,7 +35,7 @@ def ask(experiment: Experiment, root: Path, patience_s: float = PATIENCE_S) -> l
 
     alive = offering()
     dataset = None if experiment.simulation is not None else experiment.dataset
-    gpus = gpus_of(experiment) > 0
+    gpus = experiment.tune.per_trial.on_gpu
     with _marked(root) as (folder, token):
         here = node_probe.probe(Request(str(folder), token, "own", dataset, gpus))
         driver = Node(f"{here.host} (driver)", 0.0, 0.0, here, skew_s=0.0, seen=True)

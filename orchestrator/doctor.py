@@ -52,7 +52,7 @@ def _cluster(experiment: Experiment, root: Path) -> list[Check]:
 
 def _hardware(experiment: Experiment) -> str:
     of_hardware.check_hardware(experiment)
-    cpus, gpus = experiment.tune.per_trial.cpus, preflight.gpus_of(experiment)
+    cpus, gpus = experiment.tune.per_trial.cpus, experiment.tune.per_trial.most_gpus
     here = preflight.this_machine(experiment)
     room = preflight.places(here, cpus, gpus)
     return (

@@ -229,14 +229,9 @@ def of_tracking(
     return Check("tracking", "good", f"{shown} answers; workers never talk to it")
 
 
-def gpus_of(experiment: Experiment) -> float:
-    """Return the GPUs that a trial asks for at most."""
-    return experiment.tune.per_trial.most_gpus
-
-
 def of_resources(experiment: Experiment, nodes: Sequence[Node]) -> list[Check]:
     """Look whether a trial fits on a node: Ray adds nodes up, and would wait for ever."""
-    asked_cpus, asked_gpus = experiment.tune.per_trial.cpus, gpus_of(experiment)
+    asked_cpus, asked_gpus = experiment.tune.per_trial.cpus, experiment.tune.per_trial.most_gpus
     stages = {"a trial": 1} | ({"a retraining": experiment.workers} if _spread(experiment) else {})
     cpus, gpus = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes)
     largest = ", ".join(f"{n.name}: {n.cpus:g} CPUs and {n.gpus:g} GPUs" for n in _most(nodes))
@@ -312,7 +307,7 @@ def of_nodes(experiment: Experiment, nodes: Sequence[Node], digest: str | None) 
     checks.append(_one("shared folder", storage, "every node reads and writes it", f". {fix}"))
     if digest is not None:
         checks.append(_data(experiment, heard, digest))
-    if gpus_of(experiment) > 0:
+    if experiment.tune.per_trial.on_gpu:
         blind = {
             n.name: f"Ray offers {n.gpus:g} GPUs and torch has {n.report.gpus or 0}"
             for n in nodes
