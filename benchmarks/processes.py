@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 _PERIOD_S = 0.5
 KINDS = ("driver", "workers", "ray", "mlflow")
@@ -104,3 +106,21 @@ class CpuWatch:
             if words.startswith("ray::") and "Trainable" in words:
                 return "workers"
         return known
+
+
+def drains(study: Path) -> list[psutil.Process]:
+    """Return the processes that fill MLflow from a study."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if "orchestrator.tracking" in line and str(study) in line:
+            found.append(process)
+    return found
+
+
+def wait_for_drains(study: Path, most_s: float) -> float:
+    """Wait until MLflow has all of a study; return the seconds that this took."""
+    start = time.monotonic()
+    while drains(study) and time.monotonic() - start < most_s:
+        time.sleep(0.2)
+    return time.monotonic() - start

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import worker_costs
-from benchmarks.processes import KINDS, CpuWatch
+from benchmarks.processes import KINDS, CpuWatch, wait_for_drains
 from orchestrator.ledger import Ledger, Row
 
 _EXPERIMENT = """
@@ -31,6 +31,7 @@ tune:
   per_trial: {{cpus: {cpus}}}
 """
 _OF_WORKERS = 4
+_REPORT_S = 60.0
 
 
 def experiment_text(*, trials: int, epochs: int, at_once: int) -> str:
@@ -53,12 +54,13 @@ def measure(*, trials: int, epochs: int, concurrent: int | None = None) -> dict[
         concurrent: Trials at once; None is as many as fit.
     """
     at_once = concurrent or os.cpu_count() or 1
-    with tempfile.TemporaryDirectory(prefix="nas") as folder:
+    with tempfile.TemporaryDirectory(prefix="nas", ignore_cleanup_errors=True) as folder:
         root = Path(folder)
         file = root / "bench.yaml"
         file.write_text(experiment_text(trials=trials, epochs=epochs, at_once=at_once))
         start, end, watch = _run(file, root)
         study = root / "bench"
+        wait_for_drains(study, _REPORT_S)  # it sends the report, from and into this folder
         rows = list(Ledger(study / "ledger").iterate())
         files = {
             "row_bytes": study / "ledger",

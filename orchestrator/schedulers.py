@@ -12,10 +12,11 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
 
+from orchestrator.kept_actors import KeepsActors
 from orchestrator.ray_state import LiveObject, NotRestoredError
 
 
-class Asha(LiveObject, ASHAScheduler):
+class Asha(LiveObject, KeepsActors, ASHAScheduler):
     """Asynchronous successive halving; its state is what each rung has recorded."""
 
     stateful = True
@@ -56,7 +57,7 @@ class _Past:
     trial_id: str
 
 
-class Median(LiveObject, MedianStoppingRule):
+class Median(LiveObject, KeepsActors, MedianStoppingRule):
     """The median stopping rule; its state is the results of each trial."""
 
     stateful = True

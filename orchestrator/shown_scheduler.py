@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 
+from orchestrator.kept_actors import KeptActors
 from orchestrator.ray_state import LiveObject
 
 Add = Callable[[dict[str, Any], dict[str, Any]], None]
@@ -22,7 +23,7 @@ class ShownScheduler(LiveObject, TrialScheduler):
 
     def __init__(self, inner: Any, add: Add) -> None:
         super().__init__()
-        self._inner = inner or FIFOScheduler()
+        self._inner = inner or KeptActors()
         self._add = add
 
     @property
