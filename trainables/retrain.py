@@ -37,6 +37,7 @@ from trainables.state import (
     purpose_seed,
     resolve_device,
     save_state,
+    taking,
 )
 from trainables.streams import Images, make_augmentation, make_batches
 from trainables.team import Team
@@ -406,7 +407,9 @@ class RetrainTrial:
         Raises:
             StateError: The file is missing, damaged or of another trial.
         """
-        self.load_state_dict(load_state(path))
+        state = load_state(path)
+        with taking(path):
+            self.load_state_dict(state)
 
     def final_state(self) -> dict[str, Any]:
         """Return weights, buffers and what they belong to; `weights_only` loading accepts it.

@@ -60,6 +60,7 @@ from trainables.state import (
     purpose_seed,
     resolve_device,
     save_state,
+    taking,
 )
 from trainables.streams import stem_for_search
 from trainables.timing import Stopwatch, peak_memory_bytes, reset_peak_memory
@@ -632,7 +633,9 @@ class SearchTrial:
         Raises:
             StateError: The file is missing, damaged, or of another search.
         """
-        self.load_state_dict(load_state(path))
+        state = load_state(path)
+        with taking(path):
+            self.load_state_dict(state)
 
     def final_state(self) -> dict[str, Any]:
         """Return the result for later analysis; `torch.load(weights_only=True)` reads it back."""

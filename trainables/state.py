@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pickle
 import platform
 import tempfile
+import warnings
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +35,7 @@ DTYPES: Mapping[SearchPrecision, torch.dtype] = {
 # Half a pickle can end in almost anything; what else torch raises here is no matter of the file.
 _DAMAGE = (
     *(OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError),
-    *(pickle.UnpicklingError, zipfile.BadZipFile),
+    *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, OverflowError),
 )
 
 
@@ -197,6 +200,31 @@ def save_state(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         raise
 
 
+def _check_sums(path: Path) -> None:
+    """Refuse a file of which anything was changed; torch itself does not look at checksums."""
+    with zipfile.ZipFile(path) as archive:
+        bad = archive.testzip()
+    if bad is not None:
+        raise zipfile.BadZipFile(f"the checksum of {bad} is that of another content")
+
+
+@contextlib.contextmanager
+def taking(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let a block take a trial's state from what `load_state` read.
+
+    Raises:
+        StateError: The state is whole, and not one of this trial.
+    """
+    try:
+        yield
+    except (StateError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except _DAMAGE as error:
+        if "can't allocate memory" in str(error):
+            raise
+        raise StateError(f"{path} holds no state of this trial ({error!r:.200}).") from error
+
+
 def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a state written by `save_state`, onto the CPU; no code stored in it is executed.
 
@@ -204,7 +232,10 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         StateError: The file is missing, damaged or holds no state.
     """
     try:
-        state = torch.load(Path(path), map_location="cpu", weights_only=True)
+        _check_sums(Path(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of what is refused anyway
+            state = torch.load(Path(path), map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise StateError(f"{path}: there is no such stored state.") from error
     except _DAMAGE as error:

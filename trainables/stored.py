@@ -9,7 +9,7 @@ from typing import Any
 
 from trainables.errors import StateError
 from trainables.search import SearchTrial
-from trainables.state import load_state
+from trainables.state import load_state, taking
 
 
 def open_final(
@@ -41,5 +41,6 @@ def open_final(
     except (KeyError, TypeError, ValueError) as error:
         raise StateError(f"{path} is not the final state of a search ({error!r}).") from error
     trial = SearchTrial(**arguments, dataset=data, seed=seed, device=device)
-    trial.load_final(state)
+    with taking(path):
+        trial.load_final(state)
     return trial

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from spaces.core import cell_edges
 from spaces.core.cell_plan import CellPlan
 from spaces.core.cell_stack import stacked
+from spaces.core.genotype import MOST_INNER_NODES
 from spaces.core.layout import CellTopology, Layout
 
 DARTS_OPERATIONS = (
@@ -22,7 +23,6 @@ DARTS_OPERATIONS = (
     "dil_conv_3x3",
     "dil_conv_5x5",
 )
-_MOST_NODES = 8  # the canonical form of a cell looks at all orders of its nodes
 _LEAST = {
     "channels": 1,
     "cells": 1,
@@ -180,8 +180,8 @@ class Description:
                 )
         settings = {key: own.get(key, getattr(self, key)) for key in _OF_TYPE}
         nodes, output = settings["nodes"], settings["output"]
-        if not isinstance(nodes, int) or not 1 <= nodes <= _MOST_NODES:
-            raise ValueError(f"{where}nodes must be from 1 to {_MOST_NODES}, got {nodes!r}.")
+        if not isinstance(nodes, int) or not 1 <= nodes <= MOST_INNER_NODES:
+            raise ValueError(f"{where}nodes must be from 1 to {MOST_INNER_NODES}, got {nodes!r}.")
         if output not in ("concat", "last"):
             raise ValueError(f"{where}output must be concat or last, got {output!r}.")
         edges = cell_edges.read(

@@ -11,6 +11,8 @@ from typing import Any, Self
 from spaces.core.errors import SpaceError
 
 NONE = "none"
+MOST_INNER_NODES = 8
+_LAST_NODE = 15
 
 
 @dataclass(frozen=True, order=True)
@@ -44,16 +46,22 @@ class Cell:
         for edge in self.edges:
             if not 0 <= edge.source < edge.target:
                 raise SpaceError(
-                    f"Cell '{self.name}': an edge must lead from a node to a later one, got "
-                    f"{edge.source} -> {edge.target} ({edge.operation})."
+                    f"Cell {_shown(self.name)}: an edge must lead from a node to a later one, got "
+                    f"{_shown(edge.source)} -> {_shown(edge.target)} ({edge.operation:.80})."
                 )
         if not self.edges or not self.concat:
-            raise SpaceError(f"Cell '{self.name}' must have edges and output nodes (concat).")
+            raise SpaceError(f"Cell {_shown(self.name)} must have edges and output nodes (concat).")
         last = max(edge.target for edge in self.edges)
+        if last > _LAST_NODE or last - self.num_inputs >= MOST_INNER_NODES:
+            raise SpaceError(
+                f"Cell {_shown(self.name)} must have at most {MOST_INNER_NODES} inner nodes and "
+                f"none above {_LAST_NODE}, since its hash looks at all their orders: it has an "
+                f"edge to node {_shown(last)}."
+            )
         if len(set(self.concat)) < len(self.concat) or not all(0 <= n <= last for n in self.concat):
             raise SpaceError(
-                f"Cell '{self.name}': concat must name different nodes from 0 to {last}, got "
-                f"{list(self.concat)}."
+                f"Cell {_shown(self.name)}: concat must name different nodes from 0 to {last}, got "
+                f"{_shown(list(self.concat))}."
             )
         ordered = sorted(self.edges, key=lambda edge: (edge.target, edge.source, edge.operation))
         object.__setattr__(self, "edges", tuple(ordered))
@@ -94,7 +102,7 @@ class Genotype:
             if cell.name == name:
                 return cell
         names = [cell.name for cell in self.cells]
-        raise SpaceError(f"The genotype has no cell '{name}'; it has {names}.")
+        raise SpaceError(f"The genotype has no cell '{name}'; it has {_shown(names)}.")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists and mappings, each edge as [source, target, operation]."""
@@ -126,7 +134,7 @@ class Genotype:
         read = tuple(_cell_from_json(cell, f"cells[{index}]") for index, cell in enumerate(cells))
         if len({cell.name for cell in read}) < len(read) or not read:
             raise SpaceError(
-                f"cells must have different names, got {[cell.name for cell in read]}."
+                f"cells must have different names, got {_shown([cell.name for cell in read])}."
             )
         stack = _value(data, "stack", dict, "genotype") if "stack" in data else {}
         return cls(space, read, stack_text(stack))
@@ -145,6 +153,14 @@ class Genotype:
         encoding += [self.stack] if self.stack else []
         text = json.dumps(encoding, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message; a file that is no genotype may hold anything."""
+    if isinstance(value, int) and abs(value) >= 10**15:
+        return "a number of many digits"  # Python refuses to write the longest
+    text = ascii(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def stack_text(stack: Mapping[str, Any]) -> str:
@@ -185,27 +201,27 @@ def _relabelings(cell: Cell, edges: Sequence[EdgeChoice]) -> Iterator[tuple[int,
 
 def _cell_from_json(data: Any, where: str) -> Cell:
     if not isinstance(data, Mapping):
-        raise SpaceError(f"{where} must be a mapping, got {data!r}.")
+        raise SpaceError(f"{where} must be a mapping, got {_shown(data)}.")
     name = _value(data, "name", str, where)
     edges = _value(data, "edges", list, where)
     concat = _value(data, "concat", list, where)
     if not all(_is_int(node) for node in concat):
-        raise SpaceError(f"{where}.concat must be a list of node numbers, got {concat!r}.")
+        raise SpaceError(f"{where}.concat must be a list of node numbers, got {_shown(concat)}.")
     for index, edge in enumerate(edges):
         good = isinstance(edge, list | tuple) and len(edge) == 3
         if not (good and _is_int(edge[0]) and _is_int(edge[1]) and isinstance(edge[2], str)):
             raise SpaceError(
-                f"{where}.edges[{index}] must be [source, target, operation], got {edge!r}."
+                f"{where}.edges[{index}] must be [source, target, operation], got {_shown(edge)}."
             )
     return Cell(name, tuple(EdgeChoice(*edge) for edge in edges), tuple(concat))
 
 
 def _value(data: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
     if key not in data:
-        raise SpaceError(f"{where} must have the key '{key}'; it has {list(data)}.")
+        raise SpaceError(f"{where} must have the key '{key}'; it has {_shown(list(data))}.")
     value = list(data[key]) if kind is list and isinstance(data[key], tuple) else data[key]
     if not isinstance(value, kind):
-        raise SpaceError(f"{where}.{key} must be a {kind.__name__}, got {value!r}.")
+        raise SpaceError(f"{where}.{key} must be a {kind.__name__}, got {_shown(value)}.")
     return value
 
 

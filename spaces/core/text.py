@@ -60,7 +60,8 @@ def from_mapping(data: Mapping[str, Any], space: str | None = None) -> Genotype:
     expected = {key for name in _KEYS for key in (name, f"{name}_concat")}
     if set(data) != expected:
         raise SpaceError(
-            f"A DARTS genotype must have the keys {sorted(expected)}, got {list(data)}."
+            f"A DARTS genotype must have the keys {sorted(expected)}, got "
+            f"{_shown_value(list(data))}."
         )
     cells = tuple(
         _darts_cell(cell, key, data[key], data[f"{key}_concat"]) for key, cell in _KEYS.items()
@@ -110,11 +111,11 @@ def _from_spec(matrix: Any, ops: Any, space: str | None) -> Genotype:
     if rows is None or not all(
         isinstance(row, list | tuple) and all(type(value) is int for value in row) for row in rows
     ):
-        raise SpaceError(f"matrix must be a list of rows of 0 and 1, got {matrix!r}.")
+        raise SpaceError(f"matrix must be a list of rows of 0 and 1, got {_shown_value(matrix)}.")
     if not isinstance(ops, list | tuple) or not all(isinstance(op, str) for op in ops):
-        raise SpaceError(f"ops must be a list of names, got {ops!r}.")
+        raise SpaceError(f"ops must be a list of names, got {_shown_value(ops)}.")
     if len(ops) < 2 or (ops[0], ops[-1]) != (graph101.INPUT, graph101.OUTPUT):
-        raise SpaceError(f"ops must go from 'input' to 'output', got {list(ops)}.")
+        raise SpaceError(f"ops must go from 'input' to 'output', got {_shown_value(list(ops))}.")
     adjacency = tuple(tuple(row) for row in rows)
     return Genotype(space, (graph101.to_cell("cell", tuple(ops[1:-1]), adjacency),))
 
@@ -137,11 +138,11 @@ def _parse_nasbench201(text: str, space: str) -> Genotype:
 def _mapping(text: str) -> Mapping[str, Any]:
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         try:
             data = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise SpaceError(f"The genotype is no valid JSON: {error}.") from error
+            raise SpaceError(f"The genotype is no valid JSON: {_shown(str(error))}.") from error
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise SpaceError(f"A genotype must be a mapping with text keys, got {_shown(text)}.")
     return data
@@ -170,21 +171,30 @@ def _literal(node: ast.expr) -> Any:
                     return list(range(*bounds))
         return ast.literal_eval(node)
     except ValueError as error:
-        raise SpaceError(f"A genotype holds literals alone, got {ast.unparse(node)}.") from error
+        raise SpaceError(
+            f"A genotype holds literals alone, got {_shown(ast.unparse(node))}."
+        ) from error
 
 
 def _darts_cell(name: str, key: str, pairs: Any, concat: Any) -> Cell:
     if not isinstance(pairs, list | tuple) or not pairs or len(pairs) % 2:
-        raise SpaceError(f"{key} must be a list of pairs, two for every node, got {pairs!r}.")
+        raise SpaceError(
+            f"{key} must be a list of pairs, two for every node, got {_shown_value(pairs)}."
+        )
     edges = []
     for index, pair in enumerate(pairs):
         good = isinstance(pair, list | tuple) and len(pair) == 2
         if not good or not isinstance(pair[0], str) or type(pair[1]) is not int:
-            raise SpaceError(f"{key}[{index}] must be [operation, node], got {pair!r}.")
+            raise SpaceError(f"{key}[{index}] must be [operation, node], got {_shown_value(pair)}.")
         edges.append(EdgeChoice(pair[1], 2 + index // 2, pair[0]))
     if not isinstance(concat, list | tuple) or not all(type(node) is int for node in concat):
-        raise SpaceError(f"{key}_concat must be a list of nodes, got {concat!r}.")
+        raise SpaceError(f"{key}_concat must be a list of nodes, got {_shown_value(concat)}.")
     return Cell(name, tuple(edges), tuple(concat))
+
+
+def _shown_value(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _shown(text: str) -> str:

@@ -433,3 +433,24 @@ def test_a_report_without_limits_does_not_speak_of_them(tmp_path: Path) -> None:
     text = write_report(study).markdown.read_text()
     assert "## Limits" not in text
     assert "Accuracy and cost" not in text  # nothing has been counted
+
+
+def test_how_genotypes_are_trained_is_found_out_once_for_thousands_of_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    study = make_study(tmp_path / "studies")
+    asked = []
+
+    def noted(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return planning.retrain_settings(*arguments)
+
+    monkeypatch.setattr(costs, "retrain_settings", noted)
+    counts = costs.Costs(study.experiment)
+    genotype = parse(CELL.format("nor_conv_3x3"))
+    space = {"name": "nasbench201", "channels": 4, "cells_per_stage": 1}
+    for _ in range(3):
+        first = counts.size(genotype, space, {"epochs": 3})
+        other = counts.size(genotype, space | {"channels": 8}, {"epochs": 3})
+    assert len(asked) == 2
+    assert first["cells"] == other["cells"] == 1

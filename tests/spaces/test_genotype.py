@@ -15,6 +15,7 @@ from spaces.core.errors import SpaceError
 from spaces.core.genotype import Cell, EdgeChoice, Genotype
 from spaces.core.named import named
 from spaces.core.operations import build_operation
+from spaces.core.text import parse
 from tests.spaces.helpers import space_of
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -166,3 +167,24 @@ def test_a_missing_cell_and_an_unknown_operation_are_named() -> None:
         named("DARTS_V1").cell("reduce")
     with pytest.raises(SpaceError, match="Did you mean 'sep_conv_3x3'"):
         build_operation("sep_conv_33", 4, stride=1, affine=True)
+
+
+@pytest.mark.parametrize("target", [9, 30, 10**9, 10**400])
+def test_a_cell_of_too_many_nodes_is_refused_before_its_orders_are_tried(target: int) -> None:
+    form = {"space": "darts", "cells": [{"name": "c", "concat": [1]}]}
+    form["cells"][0]["edges"] = [[0, 1, "none"], [0, target, "none"]]  # type: ignore[index]
+    with pytest.raises(SpaceError, match="at most 8 inner nodes"):
+        Genotype.from_json(form)
+    form["cells"][0]["edges"] = [[0, 10**9, "none"]]  # type: ignore[index]
+    with pytest.raises(SpaceError, match="none above 15"):
+        Genotype.from_json(form)
+
+
+def test_brackets_without_end_and_endless_values_give_a_short_message() -> None:
+    for text in ('{"a": ' * 100_000, '{"cells": 1' + "9" * 5000, "{" * 100_000):
+        with pytest.raises(SpaceError, match="no valid JSON") as refused:
+            parse(text)
+        assert len(str(refused.value)) < 300
+    with pytest.raises(SpaceError, match="must be a str") as refused:
+        parse(json.dumps({"space": ["a" * 5000], "cells": []}))
+    assert len(str(refused.value)) < 300

@@ -91,7 +91,7 @@ def test_the_mapping_form_is_read_as_json_and_as_python_text() -> None:
         ('{"normal": []}', "must have the keys"),
         ("Genotype(", "no valid text"),
         ("Genotype(3)", "must be a NAS-Bench-201 string"),
-        ("Genotype(normal=open('x'))", r"literals alone, got open\('x'\)"),
+        ("Genotype(normal=open('x'))", r"literals alone, got \"open\('x'\)\""),
         (
             "Genotype(normal=[], normal_concat=range(10**9), reduce=[], reduce_concat=[])",
             "literals",

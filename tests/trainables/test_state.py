@@ -22,6 +22,7 @@ from trainables.state import (
     purpose_seed,
     resolve_device,
     save_state,
+    taking,
 )
 
 
@@ -147,3 +148,23 @@ def test_an_identity_leaves_out_threads_and_precision_and_names_a_difference() -
     check_identity('{"seed": 1, "search": {"epochs": 3}}', {"seed": 1, "search": {"epochs": 3}})
     with pytest.raises(StateError, match="its seed is 1, here it is 2"):
         check_identity('{"seed": 1}', {"seed": 2})
+
+
+def test_a_flipped_number_of_a_tensor_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    content = torch.arange(64.0)
+    save_state({"weights": content}, path)
+    data = bytearray(path.read_bytes())
+    data[data.find(content.numpy().tobytes()) + 9] ^= 1
+    path.write_bytes(data)
+    torch.load(path, weights_only=True)  # torch takes it for whole
+    with pytest.raises(StateError, match="checksum"):
+        load_state(path)
+
+
+def test_a_state_of_other_shapes_is_named_and_full_memory_is_not_its_fault() -> None:
+    said = r"a.pt holds no state of this trial \(KeyError\('x'\)\)"
+    with pytest.raises(StateError, match=said), taking("a.pt"):
+        raise KeyError("x")
+    with pytest.raises(torch.OutOfMemoryError), taking("a.pt"):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
