@@ -31,7 +31,7 @@ FORMAT = 1
 _CHUNK = 1 << 20
 _SAVE_EVERY_S = 10.0  # how often it is noted what is there, so that repeating is cheap
 # What a driver needs while it runs, what it makes anew, and what is of one machine.
-_LEFT_OUT = ("lock", "stop.json", "ray")
+_LEFT_OUT = ("lock", "stop.json", "ray", "nodes")
 Told = Callable[[str], None]
 
 

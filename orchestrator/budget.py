@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator import json_files
 from orchestrator.ledger import Row, replace_file
 from orchestrator.units import Unit
 
@@ -152,7 +153,7 @@ def write_spending(study: Path, spending: Spending | None) -> None:
 def read_spending(study: Path) -> Spending | None:
     """Return what was left out of a study, or None where nothing was."""
     try:
-        form = json.loads((study / FILE).read_bytes())
+        form = json_files.parse((study / FILE).read_bytes())
         left_out = tuple(LeftOut(**item) for item in form["left_out"])
         return Spending(float(form["budget_hours"]), float(form["used_hours"]), left_out)
     except (OSError, ValueError, TypeError, KeyError):  # never written, or damaged

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,10 @@ _FINAL = ("finished", "diverged")
 _KEPT = "final.pt"
 # What an atomic write leaves behind when its process is killed: .NAME.RANDOM beside NAME.
 _LEFTOVER = re.compile(r"\..+\.[A-Za-z0-9_]{6,}")
+_OF_TRIALS = ("ledger", "checkpoints/*", FOLDER)
+_OF_COMMANDS = ("outbox", "report", "logs/*", "nodes", ".")
+_OF_A_RUNNING_TRIAL = ("state.pt", "row.json")
+_WRITING_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,8 @@ def removable(study: Study) -> Removal:
     if study.ray.is_dir():
         paths.append(study.ray)
     taken = set(paths)
-    paths += [path for path in _leftovers(study) if path not in taken]
+    left = _leftovers(study, (*_OF_TRIALS, *_OF_COMMANDS))
+    paths += [path for path in left if path not in taken]
     return Removal(tuple(paths), sum(_size(path) for path in paths))
 
 
@@ -81,8 +88,26 @@ def clean(study: Study) -> Removal:
     return removal
 
 
-def _leftovers(study: Study) -> Iterable[Path]:
-    folders = ("ledger", "checkpoints/*", FOLDER, "outbox", "report", ".")
+def tidy(study: Study) -> None:
+    """Remove what killed processes left; the caller holds the study, and none of its trials run.
+
+    That is the state and the partial row of a trial that had ended, and parts of files that were
+    never put in place. Where another command may be writing, only parts that are a minute old go.
+    """
+    for path in _leftovers(study, _OF_TRIALS):
+        path.unlink(missing_ok=True)
+    for path in _leftovers(study, _OF_COMMANDS):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _WRITING_S:
+                path.unlink()
+    for name in _OF_A_RUNNING_TRIAL:
+        for path in study.checkpoints.glob(f"*/{name}"):
+            row = study.ledger.read(path.parent.name)
+            if row is not None and row.status in _FINAL:
+                path.unlink(missing_ok=True)
+
+
+def _leftovers(study: Study, folders: Iterable[str]) -> Iterable[Path]:
     for pattern in (f"{folder}/.*" for folder in folders):
         for path in sorted(study.path.glob(pattern)):
             if path.is_file() and _LEFTOVER.fullmatch(path.name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
 import sys
@@ -19,6 +18,7 @@ from orchestrator import (
     commands_data,
     commands_export,
     commands_fleet,
+    commands_logs,
     commands_look,
     commands_run,
     commands_simulate,
@@ -26,10 +26,12 @@ from orchestrator import (
 )
 from orchestrator.commands_run import INTERRUPTED, USER_ERROR
 from orchestrator.display import note, say
+from orchestrator.errors import NO_ROOM
+from orchestrator.problems import plain_text
 from spaces.core.errors import NasError
 from spaces.core.plugins import ENVIRONMENT_VARIABLE
 
-_DISK = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
+_LONGEST_LINE = 1000
 
 app = typer.Typer(
     name="nas",
@@ -44,11 +46,18 @@ commands_run.add_to(app)
 commands_simulate.add_to(app)
 commands_study.add_to(app)
 commands_fleet.add_to(app)
+commands_logs.add_to(app)
 commands_analysis.add_to(app)
 commands_look.add_to(app)
 commands_export.add_to(app)
 commands_data.add_to(app)
 commands_bench.add_to(app)
+
+
+def _shown(line: str) -> str:
+    """Return a line of a message as a terminal can show it: it may quote a file of any content."""
+    line = plain_text(line)
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."
 
 
 def _show_version(wanted: bool) -> None:
@@ -101,13 +110,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=words, prog_name="nas", obj=shlex.join(["nas", *words]))
     except NasError as error:
-        note(str(error))
+        note("\n".join(map(_shown, str(error).splitlines())))
         raise SystemExit(USER_ERROR) from None
     except PermissionError as error:
         note(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}.")
         raise SystemExit(USER_ERROR) from None
+    except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        found = "no folder" if isinstance(error, NotADirectoryError) else "there already"
+        found = "a folder" if isinstance(error, IsADirectoryError) else found
+        note(f"{error.filename or 'a file'} cannot be used: it is {found}. Move it away.")
+        raise SystemExit(USER_ERROR) from None
     except OSError as error:
-        if error.errno not in _DISK:
+        if error.errno not in NO_ROOM:
             raise
         note(f"{error.filename or 'a file'} cannot be written: {error.strerror}.")
         raise SystemExit(USER_ERROR) from None

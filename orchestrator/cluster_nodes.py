@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import node_probe
+from orchestrator.draining import draining_nodes
 from orchestrator.errors import StudyError
 from orchestrator.experiment import Experiment
 from orchestrator.node_probe import DRIVER_MARK, Report, Request
@@ -61,10 +62,14 @@ def ask(experiment: Experiment, root: Path, patience_s: float = PATIENCE_S) -> l
 
 
 def offering() -> list[dict[str, Any]]:
-    """Return the live nodes that have CPUs or GPUs for trials, as Ray describes them."""
+    """Return the live nodes that have CPUs or GPUs for trials, as Ray describes them.
+
+    One that drains is none of them: Ray starts nothing there any more.
+    """
     import ray
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    going = draining_nodes()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in going]
     return [node for node in nodes if node["Resources"].get("CPU") or node["Resources"].get("GPU")]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator import display
+from orchestrator.commands_faults import faults
+from orchestrator.commands_load import load
 from orchestrator.commands_run import Json
 from orchestrator.statistics import show_bytes, show_time
 from spaces.core.errors import NasError, near_miss
@@ -66,6 +70,13 @@ def add_to(app: typer.Typer) -> None:
     bench.command(epilog="Example: nas bench seeds --seeds 8")(seeds)
     bench.command(epilog="Example: nas bench sweep --trials 200")(sweep)
     bench.command(epilog="Example: nas bench retrain DARTS_V2 --batch 16")(retrain)
+    bench.command(epilog="Example: nas bench load --trials 100,1000 --table nasbench201.parquet")(
+        load
+    )
+    bench.command(epilog="Example: nas bench faults --rounds 20 --seed 1 --record rounds.jsonl")(
+        faults
+    )
+    bench.command(epilog="Example: nas bench fuzz --inputs 10000 --seed 0")(fuzz)
     app.add_typer(bench, name="bench", epilog="Example: nas bench step --json")
 
 
@@ -321,6 +332,73 @@ def retrain(
             yield bench.measure(genotype, size, where, rounds=rounds, steps=steps)
 
     _show(rows(), where, as_json)
+
+
+def fuzz(
+    inputs: Annotated[int, typer.Option(min=1, help="Random files, of all kinds together.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds draw equal files.")] = 0,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind",
+            metavar="NAME,...",
+            help="experiment, genotype, study, outbox, checkpoint or all; each has its share.",
+        ),
+    ] = ALL,
+    as_json: Json = False,
+) -> None:
+    """Try random experiments, study folders, outboxes, genotypes and checkpoints, most broken.
+
+    Each has to be taken, refused with a clear message, or repaired and said. Exit code 1: one was
+    not. Nothing is timed but the slowest.
+    """
+    where = _prepare("cpu", 1)
+    try:
+        from benchmarks.fuzzing import running
+    except ModuleNotFoundError as error:
+        if error.name != "hypothesis":
+            raise
+        raise NasError(
+            "nas bench fuzz needs Hypothesis, which comes with the tools of developers: "
+            "pip install 'nas-orchestrator[dev]'"
+        ) from None
+
+    begun = time.monotonic()
+    tallies = []
+    for tally in running.run(inputs, seed, _chosen(kind, tuple(running.KINDS), "--kind")):
+        tallies.append(tally)
+        display.note(f"{tally.kind}: {tally.inputs} tried, {sum(tally.faults.values())} findings")
+    seconds = round(time.monotonic() - begun, 1)
+    rows = [dataclasses.asdict(tally) for tally in tallies]
+    found = sum(sum(tally.faults.values()) for tally in tallies)
+    total = sum(tally.inputs for tally in tallies)
+    if as_json:
+        head = {"inputs": total, "seed": seed, "findings": found, "seconds": seconds}
+        display.say_json({**head, "kinds": rows, **_environment(where)})
+    else:
+        display.say(", ".join(f"{name} {value}" for name, value in _environment(where).items()))
+        cells = [_fuzz_cells(row) for row in rows]
+        display.say_table(display.table(_FUZZ_COLUMNS, cells, numeric=_FUZZ_COLUMNS[1:]))
+        for example in (example for tally in tallies for example in tally.examples):
+            display.say(example)
+        display.say(f"{total:,} inputs of seed {seed} in {show_time(seconds)}, {found} findings")
+    if found:
+        raise typer.Exit(1)
+
+
+_FUZZ_COLUMNS = (
+    *("file", "inputs", "accepted", "refused", "repaired", "tracebacks", "losses", "unclear"),
+    *("slow", "slowest"),
+)
+
+
+def _fuzz_cells(row: dict[str, Any]) -> list[str]:
+    outcomes, faults = row["outcomes"], row["faults"]
+    ended = [outcomes.get(name, 0) for name in ("accepted", "refused", "repaired")]
+    found = [faults.get(name, 0) for name in ("traceback", "loss", "unclear")]
+    slow = faults.get("slow", 0) + faults.get("memory", 0)
+    counts = [f"{count:,}" for count in (row["inputs"], *ended, *found, slow)]
+    return [row["kind"], *counts, f"{row['slowest_s']:.1f} s"]
 
 
 def _prepare(device: str, threads: int) -> Any:

@@ -14,7 +14,7 @@ import typer
 
 from orchestrator import display, notices, oracle_report, results
 from orchestrator.budget import read_spending
-from orchestrator.genotypes import find_genotype, find_with_space
+from orchestrator.genotypes import find_genotype, find_with_space, is_file
 from orchestrator.progress import Estimate, Outcome, Reporter
 from spaces.core.errors import NasError
 
@@ -226,7 +226,7 @@ def ui_command(study: Study) -> str:
 def _is_study(text: str, root: Path) -> bool:
     from orchestrator.study import studies
 
-    return text in studies(root) or (len(text) < 1000 and (Path(text) / "study.json").is_file())
+    return text in studies(root) or is_file(Path(text) / "study.json")
 
 
 def _open(study: str, root: Path) -> Study:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import signal
 import socket
@@ -15,7 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator import display, history, notices, population_report, results, standing
+from orchestrator import (
+    display,
+    history,
+    json_files,
+    node_load,
+    notices,
+    population_report,
+    results,
+    standing,
+)
 from orchestrator.budget import read_spending
 from orchestrator.commands_run import (
     DEFAULT_ROOT,
@@ -70,11 +78,23 @@ def status(
     every: Annotated[
         float, typer.Option("--every", metavar="SECONDS", min=0.5, help="How often, with --watch.")
     ] = 5.0,
+    as_prometheus: Annotated[
+        bool, typer.Option("--prometheus", help="Numbers for Prometheus, of one study or all.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE", help="Where --prometheus writes; *.prom."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say where a study stands, or list all studies of a folder."""
     from orchestrator.study import Study, studies
 
+    if as_prometheus or out is not None:
+        if not as_prometheus or watch or as_json:
+            raise StudyError("-o goes with --prometheus, and that without --watch and --json.")
+        _give_to_prometheus([study] if study is not None else studies(root), root, out)
+        return
     if watch:
         if study is None or as_json:
             raise StudyError("--watch needs a STUDY, and goes without --json.")
@@ -107,6 +127,17 @@ def status(
     display.say_table(display.table(("study", "state", "searches", "retrainings", "best"), rows))
 
 
+def _give_to_prometheus(names: Sequence[str], root: Path, out: Path | None) -> None:
+    from orchestrator import prometheus
+    from orchestrator.study import Study
+
+    text = prometheus.exposition(study_state(Study.open(name, root)) for name in names)
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        prometheus.write(text, out)
+
+
 def _watch(study: str, root: Path, every: float) -> None:
     """Show a study until nobody runs it; on a terminal in place, else one block after another."""
     from orchestrator.study import Study
@@ -137,6 +168,7 @@ def study_state(study: Study) -> dict[str, Any]:
         state = "complete"
     best = summary.best
     spending = read_spending(study.path)
+    stands = standing.standing(study.rows(), study.partial_rows(), study=study.path)
     return {
         "name": study.name,
         **notices.marks(study.experiment),
@@ -154,7 +186,9 @@ def study_state(study: Study) -> dict[str, Any]:
         "left_out": 0 if spending is None else len(spending.left_out),
         "progress": progress if summary.holder is not None else None,
         "resume": resume_command(study.name, study.root) if state == "incomplete" else None,
-        "standing": standing.standing(study.rows(), study.partial_rows()).to_json(),
+        "nodes": _nodes(study) if summary.holder is not None else [],
+        "damaged": study.ledger.lost(),
+        "standing": stands.to_json(),
         "extended": [entry.time for entry in history.read(study)],
     }
 
@@ -170,16 +204,28 @@ def _populations(study: Study) -> list[str]:
     ]
 
 
+def _nodes(study: Study) -> list[dict[str, Any]]:
+    return node_load.to_json(node_load.nodes(study.path))
+
+
 def _state(state: dict[str, Any]) -> str:
     return f"{state['state']}, simulated" if state["simulated"] else str(state["state"])
 
 
 def _progress(study: Study) -> dict[str, Any]:
     try:
-        progress = json.loads(study.progress.read_bytes())
+        progress = json_files.parse(study.progress.read_bytes())
     except (OSError, ValueError):  # not begun, or cut off while it was written
         return {}
     return progress if isinstance(progress, dict) else {}
+
+
+def _damaged(keys: Sequence[str]) -> str:
+    more = ", ..." if len(keys) > _KEYS_SHOWN else ""
+    return (
+        f"{len(keys)} rows that could not be read ({', '.join(keys[:_KEYS_SHOWN])}{more}), put "
+        "aside in ledger/damaged; nas resume runs them again"
+    )
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -193,35 +239,44 @@ def _best(state: dict[str, Any]) -> str:
 
 
 def _show_state(state: dict[str, Any]) -> None:
-    lines = {
-        "study": f"{state['name']} ({_state(state)})",
-        "folder": str(short(Path(state["path"]))),
-        "made": f"{state['created']} by: {state['command']}",
-        "searches": _counts(state["search"]),
-        "retrainings": _counts(state["retrain"]),
-        "best": _best(state),
-    }
-    for index, line in enumerate(state["populations"]):
-        lines["populations" if index == 0 else " " * index] = line
+    lines = [
+        ("study", f"{state['name']} ({_state(state)})"),
+        ("folder", str(short(Path(state["path"])))),
+        ("made", f"{state['created']} by: {state['command']}"),
+        ("searches", _counts(state["search"])),
+        ("retrainings", _counts(state["retrain"])),
+        ("best", _best(state)),
+        *_listed("populations", state["populations"]),
+    ]
     if state["left_out"]:
-        lines["left out"] = f"{state['left_out']} retrainings, for retrain.budget_hours"
+        lines.append(("left out", f"{state['left_out']} retrainings, for retrain.budget_hours"))
+    if state["damaged"]:
+        lines.append(("damaged", _damaged(state["damaged"])))
     holder, progress = state["holder"], state["progress"]
     if holder is not None:
-        lines["runs"] = f"pid {holder['pid']} on {holder['host']} since {holder['since']}"
+        where = f"pid {holder['pid']} on {holder['host']} since {holder['since']}"
+        lines.append(("runs", where))
     if progress:
-        lines["progress"] = f"{progress.get('done')} of {progress.get('total')}"
+        said = f"{progress.get('done')} of {progress.get('total')}"
         if progress.get("left_s") is not None:
-            lines["progress"] += f", about {show_time(progress['left_s'])} left"
-    lines |= standing.lines(standing.from_json(state["standing"]))
+            said += f", about {show_time(progress['left_s'])} left"
+        lines.append(("progress", said))
+    lines += _listed("nodes", node_load.lines(state["nodes"]))
+    lines += standing.lines(standing.from_json(state["standing"])).items()
     if state["extended"]:
         last = state["extended"][-1]
-        lines["extended"] = f"{len(state['extended'])} times, last {last}; see history/"
+        lines.append(("extended", f"{len(state['extended'])} times, last {last}; see history/"))
     if state["resume"] is not None:
-        lines["go on"] = state["resume"]
-    for key, value in lines.items():
+        lines.append(("go on", state["resume"]))
+    for key, value in lines:
         display.say(f"{key:<12} {value}")
     for sentence in state["notices"]:
         display.say(sentence)
+
+
+def _listed(head: str, lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Return lines under one head."""
+    return [(head if index == 0 else "", line) for index, line in enumerate(lines)]
 
 
 def report(

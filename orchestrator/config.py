@@ -47,6 +47,8 @@ __all__ = [
 
 _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 30
+_MAX_NODES = 30_000
+_MOST_LINES = 50  # of a message
 
 
 def load_experiment(
@@ -162,6 +164,7 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._depth = 0
+        self._nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
@@ -175,6 +178,11 @@ class _Loader(yaml.SafeLoader):
                 problem=f"the alias *{event.anchor} is not allowed; write the value out",
                 problem_mark=mark,
             )
+        self._nodes += 1
+        if self._nodes > _MAX_NODES:  # reading takes a tenth of a millisecond for each
+            raise yaml.MarkedYAMLError(
+                problem=f"it holds more than {_MAX_NODES} keys and values", problem_mark=mark
+            )
         tag = getattr(event, "tag", None)
         if tag is not None and tag != "!":
             raise yaml.MarkedYAMLError(
@@ -185,6 +193,17 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        try:
+            str(value).encode()
+        except UnicodeEncodeError as error:
+            raise yaml.MarkedYAMLError(
+                problem="it holds half a character, which no file can hold",
+                problem_mark=node.start_mark,
+            ) from error
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
@@ -324,11 +343,12 @@ def _set(document: dict[str, Any], key: str, value: Any, problems: Problems) -> 
 def _report(path: Path, overrides: Sequence[str], problems: Problems) -> str:
     """Return one line a problem; what the command line has set is said to come from there."""
     lines = []
-    for key, message in problems.found:
+    for key, message in problems.found[:_MOST_LINES]:
         set_here = [o for o in overrides if _is_within(key, o.partition("=")[0])]
         where = f"{path} with --set {set_here[-1]}" if set_here else str(path)
         lines.append(f"{where}: {message}")
-    return "\n".join(lines)
+    more = len(problems.found) - _MOST_LINES
+    return "\n".join([*lines, *([f"{path}: and {more} more like these."] if more > 0 else [])])
 
 
 def _is_within(key: str, override: str) -> bool:

@@ -11,6 +11,7 @@ from orchestrator.problems import Problems
 from orchestrator.sweep_words import candidates, canonical
 
 _MOST_BLOCKS = 10_000
+_MOST_ROWS = 1_000_000  # a plan is held in memory, about a kilobyte for each
 
 
 def check(experiment: Experiment, given: Mapping[str, Any], problems: Problems) -> None:
@@ -207,6 +208,12 @@ def _design(
 def _counts(experiment: Experiment, blocks: list[factors.Block], problems: Problems) -> None:
     configurations = factors.count(experiment, blocks)
     searches = configurations * len(experiment.seeds)
+    if searches > _MOST_ROWS:
+        problems.add(
+            "tune",
+            f"a study has at most {_MOST_ROWS} rows, configurations times seeds, got {searches}. "
+            "Lower tune.num_samples or tune.scheduler.population, or leave out seeds or values.",
+        )
     scheduler = experiment.tune.scheduler
     if scheduler is not None and configurations == 1:
         problems.add(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.study import Study
     from spaces.core.genotype import Genotype
     from spaces.core.space import Space
+    from trainables.settings import RetrainSettings
 
 Size = dict[str, Any]
 
@@ -55,6 +56,7 @@ class Costs:
         self._images = None if experiment.retrain is None else _images_of(experiment.dataset)
         self._spaces: dict[str, Space] = {}
         self._counted: dict[str, dict[str, Any]] = {}
+        self._settings: dict[str, RetrainSettings] = {}
 
     def space(self, settings: Mapping[str, Any]) -> Space:
         """Return a space from its settings."""
@@ -88,10 +90,18 @@ class Costs:
                 "image_size": published.image_size,
                 "stem": "imagenet" if large else "cifar",
             }
-        settings = retrain_settings(self._retrain, space, search)
+        settings = self._training(space, search)
         channels = published.channels if settings.channels is None else settings.channels
         cells = built.network_cells(genotype, settings.cells)
         return {"channels": channels, "cells": cells, **vars(self._images), "stem": settings.stem}
+
+    def _training(self, space: Mapping[str, Any], search: Mapping[str, Any]) -> RetrainSettings:
+        """Return how the genotypes of such searches are trained; found out once, for all rows."""
+        key = json.dumps([dict(space), dict(search)], sort_keys=True)
+        if key not in self._settings:
+            assert self._retrain is not None
+            self._settings[key] = retrain_settings(self._retrain, space, search)
+        return self._settings[key]
 
     def of(
         self, genotype: Genotype, space: Mapping[str, Any], search: Mapping[str, Any]
@@ -218,6 +228,8 @@ def check_genotype(experiment: Experiment, genotype: Genotype) -> None:
 
 def describe(size: Mapping[str, Any]) -> str:
     """Return the words for an evaluation network."""
+    if not {"channels", "cells", "classes", "image_size", "stem"} <= set(size):
+        return "a network of a size that its row does not say"
     stem = ", the stem of ImageNet" if size["stem"] == "imagenet" else ""
     cells = "1 cell" if size["cells"] == 1 else f"{size['cells']} cells"
     return (

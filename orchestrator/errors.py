@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
 from spaces.core.errors import NasError
+
+NO_ROOM = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
+"""Numbers of system errors that say that a disk takes nothing more."""
 
 
 class ConfigError(NasError):

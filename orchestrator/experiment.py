@@ -432,6 +432,8 @@ class Experiment(Record):
             document["tune"]["scheduler"] = "none"
         if self.tune.pbt is not None:
             del document["tune"]["num_samples"]
+        if not self.held_out:
+            del document["tune"]["metric"], document["tune"]["mode"]
         self._resolve_design(document["tune"])
         retrain = None
         if self.retrain is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-_OF_NODES = ("its node has died", "NodeDiedError", "node was preempted")
+_PREEMPTED = "node was preempted"
+MOVED = "its node is to go"
+_OF_NODES = ("its node has died", "NodeDiedError", _PREEMPTED, MOVED)
 
 
 def last_failure(error: str) -> str:
@@ -13,3 +15,8 @@ def last_failure(error: str) -> str:
 def node_died(error: str) -> bool:
     """Return whether the last failure is the loss of a node, which is no fault of the trial."""
     return any(sign in last_failure(error) for sign in _OF_NODES)
+
+
+def preempted(error: str) -> bool:
+    """Return whether the last failure is one that Ray Tune itself does not count."""
+    return _PREEMPTED in last_failure(error)

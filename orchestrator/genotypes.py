@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from spaces.core.genotype import Genotype
 
 _LONGEST_PATH = 4096
+_LONGEST_SHOWN = 200
 
 
 def find_genotype(text: str, space: str | None = None) -> Genotype:
@@ -41,7 +42,8 @@ def find_genotype(text: str, space: str | None = None) -> Genotype:
     if any(sign in text for sign in "|{[("):
         return parse(text, space)
     hint = near_miss(text, named.names()) or " `nas list genotypes` has the names."
-    raise SpaceError(f"{text!r} is no file, no official genotype text and no name.{hint}")
+    shown = ascii(text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}...")
+    raise SpaceError(f"{shown} is no file, no official genotype text and no name.{hint}")
 
 
 def find_with_space(text: str) -> Genotype | None:
@@ -59,7 +61,7 @@ def find_with_space(text: str) -> Genotype | None:
         return named.named(text)
     try:
         document = json.loads(text if content is None else content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     says = isinstance(document, dict) and "space" in document
     return find_genotype(text) if says else None

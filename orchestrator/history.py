@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import json_files
 from orchestrator.errors import StudyError
 from orchestrator.experiment import sweep_word
 from orchestrator.ledger import replace_file
@@ -91,7 +92,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _entry(path: Path) -> Entry:
     try:
-        return Entry(**json.loads(path.read_bytes()))
+        return Entry(**json_files.parse(path.read_bytes()))
     except (ValueError, TypeError) as error:
         raise StudyError(
             f"{path} is damaged ({error}). Remove it: it only says what the study was before."

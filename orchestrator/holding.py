@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from orchestrator import json_files
 from orchestrator.errors import StudyError
 
 # A clock that is set right while a process runs shifts the time of its start by a little.
@@ -46,7 +47,10 @@ def hold_folder(path: Path) -> Iterator[None]:
     Raises:
         StudyError: Another live process holds it.
     """
-    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except IsADirectoryError as error:
+        raise _no_lock(path) from error
     try:
         if not _lock(descriptor, path):
             holder = _read_holder(path)
@@ -68,7 +72,11 @@ def hold_folder(path: Path) -> Iterator[None]:
 
 
 def read_lock(path: Path) -> Holder | None:
-    """Return the live process that holds the folder, or None."""
+    """Return the live process that holds the folder, or None.
+
+    Raises:
+        StudyError: A folder is in the place of the lock.
+    """
     try:
         with (path / "lock").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -77,6 +85,8 @@ def read_lock(path: Path) -> Holder | None:
         return _read_holder(path) or Holder(pid=0, host="unknown", since="now")
     except FileNotFoundError:
         return None
+    except IsADirectoryError as error:
+        raise _no_lock(path) from error
     except OSError as error:
         if error.errno not in _NO_FLOCK:
             raise
@@ -113,6 +123,10 @@ def is_holder(holder: Holder) -> bool:
         return False
 
 
+def _no_lock(path: Path) -> StudyError:
+    return StudyError(f"{path / 'lock'} is a folder, and a file is needed there. Move it away.")
+
+
 def _lock(descriptor: int, path: Path) -> bool:
     # `holder()` takes a shared lock for an instant, so one refusal proves nothing.
     for attempt in range(10):
@@ -131,7 +145,7 @@ def _lock(descriptor: int, path: Path) -> bool:
 
 def _read_holder(path: Path) -> Holder | None:
     try:
-        return Holder(**json.loads((path / "lock").read_bytes()))
+        return Holder(**json_files.parse((path / "lock").read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -17,17 +17,21 @@ import math
 import os
 import re
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from orchestrator import json_files, row_checks
 from orchestrator.errors import StudyError
 
 ROW_FORMAT = 1
 Stage = Literal["search", "retrain"]
 Status = Literal["running", "finished", "stopped", "diverged", "oom", "failed"]
 
+_CHECKSUM = "crc32"
+_SEAL = b'{"crc32":"%08x",'
 _KEY = re.compile(r"[0-9a-f]{16}")
 _log = logging.getLogger(__name__)
 
@@ -124,8 +128,12 @@ class Row:
         return plain
 
     @classmethod
-    def from_json(cls, form: object) -> Row:
+    def from_json(cls, form: object, *, sealed: bool = False) -> Row:
         """Read the JSON form; fields that this version does not know are dropped.
+
+        Args:
+            form: The form.
+            sealed: Whether a checksum says that it is as `to_json` gave it.
 
         Raises:
             StudyError: The row was written in a newer format.
@@ -140,10 +148,10 @@ class Row:
                 f" up to {ROW_FORMAT}. Update nas-orchestrator."
             )
         known = {f.name: form[f.name] for f in fields(cls) if f.name in form}
-        try:
-            row = cls(**known)
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+        missing = [f.name for f in fields(cls) if f.name not in known and _is_required(f)]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        row = cls(**known)
         row._check()
         genotypes = form.get("genotypes", [])
         for entry in row.curve:
@@ -153,6 +161,8 @@ class Row:
                     entry["genotype"] = genotypes[place]
                 except (IndexError, TypeError, KeyError) as error:
                     raise ValueError(f"genotype {place} of its curve is missing") from error
+        if not sealed:
+            row_checks.check(row)
         return row
 
     def _check(self) -> None:
@@ -203,6 +213,10 @@ class Row:
         if value is None:
             return -math.inf
         return -value if metric.endswith(("loss", "regret")) else value
+
+
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _first(entries: Iterable[Mapping[str, Any]], metric: str) -> float | None:
@@ -321,6 +335,11 @@ class Ledger:
         """Return the files that were put aside because they are not rows."""
         return sorted((self.folder / "damaged").glob("*"))
 
+    def lost(self) -> list[str]:
+        """Return the keys of the rows that were put aside and have not run again."""
+        put_aside = {path.name[:16] for path in self.damaged()}
+        return sorted(put_aside.difference(self.keys()))
+
     def _read(self, path: Path) -> Row | None:
         try:
             row = read_row(path)
@@ -343,7 +362,7 @@ class Ledger:
 def write_row(path: Path, row: Row, *, durable: bool = True) -> None:
     """Write a row, finished or partial, so that a reader sees the old file or the new one."""
     text = json.dumps(row.to_json(), separators=(",", ":"), allow_nan=False)
-    replace_file(path, text.encode(), durable=durable)
+    replace_file(path, _sealed(text.encode()), durable=durable)
 
 
 def read_row(path: Path) -> Row | None:
@@ -355,14 +374,37 @@ def read_row(path: Path) -> Row | None:
     """
     for attempt in range(3):
         try:
-            return Row.from_json(json.loads(path.read_bytes()))
+            form, sealed = _unsealed(path.read_bytes())
+            return Row.from_json(form, sealed=sealed)
         except FileNotFoundError:
             return None
+        except IsADirectoryError as error:
+            raise ValueError("it is a folder") from error
         except OSError as error:
             # Over NFS a file that was replaced while it was read is stale: read the new one.
             if error.errno != errno.ESTALE or attempt == 2:
                 raise
     return None
+
+
+def _sealed(data: bytes) -> bytes:
+    """Return a row's JSON with a checksum in front, since a flipped digit is JSON too."""
+    return _SEAL % zlib.crc32(data) + data[1:]
+
+
+def _unsealed(data: bytes) -> tuple[Any, bool]:
+    """Return the JSON form of a row, and whether it has a checksum: of earlier versions none has.
+
+    Raises:
+        ValueError: It is no JSON, or not what was written.
+    """
+    form = json_files.parse(data)
+    if not isinstance(form, dict) or _CHECKSUM not in form:
+        return form, False
+    rest = b"{" + data[len(_SEAL % 0) :]
+    if not data.startswith(_SEAL % zlib.crc32(rest)):
+        raise ValueError("its checksum is that of another content")
+    return form, True
 
 
 def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, replace
 from typing import Any
 
-from orchestrator.failures import node_died
+from orchestrator.failures import MOVED, last_failure, node_died
 from orchestrator.ledger import Row, Status, read_row, replace_file
 from orchestrator.more_room import is_short_of_memory
 from orchestrator.outbox import Outbox, epoch_record, row_record, start_record
 from orchestrator.progress import Progress, Reporter, Stage
 from orchestrator.study import Study
+from orchestrator.trial_log import TrialLog
 from orchestrator.units import Unit
 
 _DEATHS = (
@@ -100,6 +101,10 @@ class Monitor:
         """Return whether a seed of a unit ran out of memory."""
         return any(self.statuses.get(key) == "oom" for key in unit.rows.values())
 
+    def failed(self, unit: Unit) -> bool:
+        """Return whether a seed of a unit has failed or ran out of memory."""
+        return any(self.statuses.get(key) in ("failed", "oom") for key in unit.rows.values())
+
     def reopen(self, units: Iterable[Unit]) -> None:
         """Take note that units run once more after they had ended."""
         self.stage_started = time.time()
@@ -124,6 +129,16 @@ class Monitor:
     def on_timeout(self, config: dict[str, Any], silent_s: float) -> None:
         """Take note that the process of a trial is ended because it reported nothing for long."""
         self.silent.update(dict.fromkeys(config["unit"]["rows"].values(), silent_s))
+
+    def on_retry(self, config: dict[str, Any], error: str) -> None:
+        """Take note that Tune starts a trial again that has failed."""
+        for key in config["unit"]["rows"].values():
+            self._log(key, "again", "warning", text=last_failure(error))
+
+    def on_move(self, config: dict[str, Any]) -> None:
+        """Take note that a trial is to go on elsewhere."""
+        for key in config["unit"]["rows"].values():
+            self._log(key, "moved", "info", epoch=self.epochs.get(key, 0), text=MOVED)
 
     def give_up(self) -> None:
         """Write the rows of trials whose processes died again and again."""
@@ -161,6 +176,7 @@ class Monitor:
             if row is None or row.status in _LEFT:
                 if error is not None and _process_died(error) and not is_short_of_memory(error):
                     self.lost[key] = (config, error)
+                    self._log(key, "lost", "warning", text=last_failure(error))
                     continue
                 row = self._end_early(key, row, config, epoch, error)
             if row is not None:
@@ -191,7 +207,15 @@ class Monitor:
             status: Status = "oom" if is_short_of_memory(error) else "failed"
             ended = replace(partial, status=status, error=error, stop=None, ended=time.time())
         self.study.ledger.write(ended, durable=not self.study.simulated)
+        level = "info" if ended.status == "stopped" else "error"
+        told = {"text": last_failure(error)} if error else dict(ended.stop or {})
+        self._log(key, ended.status, level, **{"epoch": ended.epochs_done, **told})
         return ended
+
+    def _log(self, key: str, event: str, level: str, **more: Any) -> None:
+        """Add to the log of a trial what its worker cannot know; a simulated one has none."""
+        if not self.study.simulated:
+            TrialLog(self.study.path, key).write(event, level, by="driver", **more)
 
     def _announce(self, key: str, now: float) -> None:
         if key in self.announced:

@@ -7,18 +7,24 @@ This module imports neither ray nor mlflow.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
+from orchestrator import json_files
+from orchestrator.errors import StudyError
 from orchestrator.ledger import Row, Stage, replace_file
 
 Record = dict[str, Any]
+_log = logging.getLogger(__name__)
 
 # Few scalars per epoch, or the MLflow UI grows slow: the whole curve is an artifact of its run.
 EPOCH_METRICS: dict[Stage, tuple[str, ...]] = {
@@ -165,12 +171,26 @@ def read_offsets(outbox: Path) -> dict[str, Offset]:
     """Return the offsets by store; none where the file is missing or damaged.
 
     Sending is idempotent, so that to begin again from the start is safe.
+
+    Raises:
+        StudyError: A folder is in the place of the file.
     """
     try:
-        form = json.loads(offset_file(outbox).read_bytes())
-        return {uri: Offset(uri=uri, **fields) for uri, fields in form.items()}
+        form = json_files.parse(offset_file(outbox).read_bytes())
+        offsets = [Offset(uri=uri, **fields) for uri, fields in form.items()]
     except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return {}
+    except IsADirectoryError as error:
+        raise StudyError(
+            f"{offset_file(outbox)} is a folder, and a file is needed there. Move it away: all is "
+            "sent again, and nothing twice."
+        ) from error
+    return {offset.uri: offset for offset in offsets if _is_offset(offset)}
+
+
+def _is_offset(offset: Offset) -> bool:
+    texts = all(isinstance(text, str) for text in (offset.parent, offset.writer))
+    return texts and isinstance(offset.position, int) and offset.position >= 0
 
 
 def write_offset(outbox: Path, offset: Offset) -> None:
@@ -198,7 +218,7 @@ def read_records(outbox: Path, position: int, limit: int) -> tuple[list[Record],
         The records, and the position after the last whole line.
     """
     try:
-        with outbox.open("rb") as file:
+        with _opened(outbox) as file:
             file.seek(position)
             data = file.read(limit)
             if len(data) == limit and not data.endswith(b"\n"):
@@ -207,22 +227,43 @@ def read_records(outbox: Path, position: int, limit: int) -> tuple[list[Record],
         return [], position
     data = data[: data.rfind(b"\n") + 1]
     records, bad = [], []
-    for line in data.splitlines(keepends=True):
+    for line in data.split(b"\n"):
         record = _parse(line)
         if record is not None:
             records.append(record)
         elif line.strip():
-            bad.append(line)
+            bad.append(line + b"\n")
     if bad:
-        with outbox.with_suffix(".bad").open("ab") as file:
+        aside = outbox.with_suffix(".bad")
+        with aside.open("ab") as file:
             file.writelines(bad)
+        # A row of the ledger is sent all the same: what is lost are epochs of rows without an end.
+        _log.warning("%s: %d lines are no records; they are in %s", outbox, len(bad), aside.name)
     return records, position + len(data)
+
+
+@contextlib.contextmanager
+def _opened(outbox: Path) -> Iterator[BinaryIO]:
+    """Open an outbox for reading.
+
+    Raises:
+        FileNotFoundError: There is none yet.
+        StudyError: A folder is in its place.
+    """
+    try:
+        with outbox.open("rb") as file:
+            yield file
+    except IsADirectoryError as error:
+        raise StudyError(
+            f"{outbox} is a folder, and a file with events is needed there. Move it away: the rows "
+            "of the ledger are sent without it."
+        ) from error
 
 
 def end_of_records(outbox: Path) -> int:
     """Return the position after the last whole line of the outbox."""
     try:
-        with outbox.open("rb") as file:
+        with _opened(outbox) as file:
             position = file.seek(0, os.SEEK_END)
             while position > 0:
                 start = max(0, position - 65536)
@@ -236,11 +277,23 @@ def end_of_records(outbox: Path) -> int:
     return 0
 
 
+def begins_line(outbox: Path, position: int) -> bool:
+    """Return whether a line of the outbox begins, or is to begin, at `position`."""
+    if position == 0:
+        return True
+    try:
+        with _opened(outbox) as file:
+            file.seek(position - 1)
+            return file.read(1) == b"\n"
+    except FileNotFoundError:
+        return False
+
+
 def last_study_status(outbox: Path) -> str | None:
     """Return the status of the last driver: "interrupted" if it never left; None if unknown."""
     status = None
     try:
-        with outbox.open("rb") as file:
+        with _opened(outbox) as file:
             # Study records are few, and parsing every epoch of a long study takes a while.
             for line in file:
                 record = _parse(line) if line.startswith(b'{"k":"study') else None
@@ -252,12 +305,42 @@ def last_study_status(outbox: Path) -> str | None:
 
 
 def _parse(line: bytes) -> Record | None:
-    needed = {"study": (), "start": ("key", "row"), "epoch": ("key", "step", "m"), "row": ("key",)}
-    needed["study_end"] = ("status",)
+    """Return the record that a line holds, or None where it is none that a driver writes."""
     try:
-        record = json.loads(line)
-        names = needed[record["k"]]
-    except (ValueError, TypeError, KeyError):
+        record = json_files.parse(line)
+        good = _SHAPES[record["k"]](record) and _is_time(record.get("t"))
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    complete = isinstance(record.get("t"), int | float) and all(name in record for name in names)
-    return record if complete else None
+    return record if good else None
+
+
+def _is_time(t: Any) -> bool:
+    return isinstance(t, int | float) and 0 <= t < _LATEST
+
+
+def _is_key(key: Any) -> bool:
+    return isinstance(key, str) and _KEY.fullmatch(key) is not None
+
+
+def _is_epoch(record: Record) -> bool:
+    """Return whether an epoch's record has a key, a step and finite values by name."""
+    step, values = record["step"], record["m"]
+    whole = isinstance(step, int) and 0 <= step < _MOST_STEPS and isinstance(values, dict)
+    return whole and _is_key(record["key"]) and all(_is_finite(v) for v in values.values())
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and -_LARGEST < value < _LARGEST
+
+
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_LATEST = 1e11  # unix time in seconds, some 3000 years on
+_MOST_STEPS = 2**31
+_LARGEST = 1e308
+_SHAPES: Mapping[str, Callable[[Record], bool]] = {
+    "study": lambda record: True,  # noqa: ARG005
+    "study_end": lambda record: isinstance(record["status"], str),
+    "start": lambda record: _is_key(record["key"]) and record["row"]["key"] == record["key"],
+    "epoch": _is_epoch,
+    "row": lambda record: _is_key(record["key"]),
+}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator import json_files
 from orchestrator.errors import StudyError
 from orchestrator.ledger import replace_file
 from orchestrator.population import Generation, Part
@@ -51,7 +52,7 @@ def read_snapshot(path: Path) -> Snapshot | None:
         StudyError: It is damaged, or of a newer format.
     """
     try:
-        form = json.loads(path.read_bytes())
+        form = json_files.parse(path.read_bytes())
         if form["format"] > FORMAT:
             raise StudyError(
                 f"{path} has format {form['format']}, but this version reads formats up to "

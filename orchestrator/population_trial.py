@@ -77,6 +77,7 @@ class PopulationRetrain(StudyRetrain):
         if not trial.diverged or end == self.unit["epochs"]:
             super()._end(seed, trial)
             return
+        self.logs[seed].write("diverged", "warning", epoch=len(trial.curve))
         while len(trial.curve) < end:
             trial.curve.append(_not_run(len(trial.curve) + 1, trial.curve[-1]))
         trial.save_state(self.state_file(seed))  # type: ignore[attr-defined]

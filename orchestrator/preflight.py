@@ -31,7 +31,7 @@ _SKEW_S, _WRONG_CLOCK_S = 2.0, 60.0
 _ANSWER_S = 1.0
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 # A row has its ledger file and its final state; while it runs a state and a partial row.
-_FILES_PER_ROW, _FILES_PER_STUDY = 4, 60
+_FILES_PER_ROW, _FILES_PER_STUDY = 5, 60
 _ROW_BYTES, _STUDY_BYTES = 2_000, 5_000_000  # an epoch of a row; logs, report and the like
 _NAMED = 4
 

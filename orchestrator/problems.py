@@ -10,12 +10,14 @@ class Problems:
 
     def __init__(self) -> None:
         self.found: list[tuple[str, str]] = []
+        self._known: set[tuple[str, str]] = set()
 
     def add(self, key: str, message: str) -> None:
         """Note a problem with `key`; `message` is a whole sentence that names the key."""
-        line = " ".join(message.split())
+        line = plain_text(" ".join(message.split()))
         line = line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
-        if (key, line) not in self.found:
+        if (key, line) not in self._known:
+            self._known.add((key, line))
             self.found.append((key, line))
 
     def under(self, *sections: str) -> bool:
@@ -24,3 +26,10 @@ class Problems:
 
     def __bool__(self) -> bool:
         return bool(self.found)
+
+
+def plain_text(text: str) -> str:
+    """Return a text with what a terminal would obey, or cannot show, written as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -59,6 +59,7 @@ from orchestrator.results import (
 )
 from orchestrator.statistics import show_time
 from orchestrator.sweep_words import candidates
+from orchestrator.trial_log import shown_log
 
 if TYPE_CHECKING:
     from orchestrator.ledger import Row
@@ -150,7 +151,7 @@ def build(study: Study) -> tuple[Report, list[Block], str]:
         *genotype_report.blocks(rows, results, folder),
         *_retrain_blocks(rows, compared=swept),
         *_open_blocks(study),
-        *_unfinished_blocks(rows),
+        *_unfinished_blocks(study, rows),
         Heading("Settings"),
         *_differences(rows),
         Code(study.experiment_file.read_text(encoding="utf-8"), "Resolved experiment"),
@@ -359,7 +360,7 @@ def _open_blocks(study: Study) -> list[Block]:
     return [Heading(title), Grid(heads, lines, heads[4:])]
 
 
-def _unfinished_blocks(rows: Sequence[Row]) -> list[Block]:
+def _unfinished_blocks(study: Study, rows: Sequence[Row]) -> list[Block]:
     unfinished = [row for row in rows if row.status != "finished"]
     moved = [row for row in rows if row.resumed_elsewhere]
     blocks: list[Block] = [Heading("Rows that did not finish")]
@@ -377,10 +378,11 @@ def _unfinished_blocks(rows: Sequence[Row]) -> list[Block]:
         ]
         blocks.append(Grid(("stage", "method", "seed", "status", "epochs", "reason"), lines))
         traced = [row for row in unfinished if row.error]
-        blocks += [
-            Code(row.error or "", f"Traceback of {row_label(row)}, seed {row.seed} ({row.key})")
-            for row in traced[:_MOST_TRACEBACKS]
-        ]
+        for row in traced[:_MOST_TRACEBACKS]:
+            log = shown_log(study.path, row.key)
+            named = row.key if log is None else f"{row.key}, {log}"
+            title = f"Traceback of {row_label(row)}, seed {row.seed} ({named})"
+            blocks.append(Code(row.error or "", title))
         if len(traced) > _MOST_TRACEBACKS:
             more = len(traced) - _MOST_TRACEBACKS
             blocks.append(Paragraph(f"{more} more tracebacks are in the ledger."))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from orchestrator import ray_state
 from orchestrator.ray_state import Remembered
 from orchestrator.searchers import Known, ListSearcher, MakeConfig
 from orchestrator.units import Unit
@@ -32,6 +34,41 @@ class Plan:
     def is_empty(self) -> bool:
         """Whether there is nothing left to run."""
         return self.new <= 0 and len(self.ended) == len(self.configs)
+
+
+MakePlan = Callable[[Sequence[Remembered]], Plan]
+"""Plans what is to run, given the trials that Tune remembers."""
+
+
+def go_on(
+    folder: Path,
+    make_plan: MakePlan,
+    run: Callable[[Plan], None],
+    told: Callable[[str], None],
+) -> bool:
+    """Restore what Ray Tune had and run on; return whether that could be done.
+
+    Args:
+        folder: Tune's own state.
+        make_plan: Plans what is to run.
+        run: Runs a plan, with the trials that it has of Tune's.
+        told: Takes lines for the person.
+    """
+    if not (folder / "guard").is_dir():
+        return False
+    plan = make_plan(ray_state.heal(folder))
+    if not plan.configs:
+        told("Ray's state cannot be restored: rebuilding it from the ledger")
+        return False
+    if plan.is_empty:
+        return True
+    told(f"going on with {len(plan.configs)} trials that Ray had")
+    try:
+        run(plan)
+    except ray_state.NotRestoredError as error:
+        told(f"Ray did not restore them ({error}): rebuilding from the ledger")
+        return False
+    return True
 
 
 def plan_list(

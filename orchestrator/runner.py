@@ -10,14 +10,14 @@ import contextlib
 import math
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import (
-    cluster_nodes,
+    cleaning,
     costs,
     estimate,
     exporting,
@@ -25,46 +25,39 @@ from orchestrator import (
     factors,
     growth,
     history,
-    more_room,
+    node_load,
     planning,
     population_run,
     population_units,
     preflight,
-    ray_state,
+    second_pass,
     sweep,
     tracking,
     training,
     training_estimate,
 )
 from orchestrator.budget import Budget, Spending, write_spending
-from orchestrator.errors import StudyError
+from orchestrator.errors import NO_ROOM, StudyError
 from orchestrator.experiment import ORACLE_METRICS, Experiment, has_sweep
-from orchestrator.kept_actors import KeptActors
 from orchestrator.ledger import Row
 from orchestrator.monitor import Monitor
-from orchestrator.more_room import Room
 from orchestrator.notices import notices
 from orchestrator.oracle_metric import OracleMetric, filled
 from orchestrator.outbox import Outbox, row_record, study_end_record, study_record
-from orchestrator.packing import Packing, make_packing
-from orchestrator.population_trial import PopulationRetrain
+from orchestrator.packing import make_packing
+from orchestrator.plan_runner import PlanRunner
 from orchestrator.progress import Outcome, Reporter, Stage
 from orchestrator.ray_state import Remembered
-from orchestrator.restoring import Plan, known_to_tune, plan_list
+from orchestrator.restoring import Plan, known_to_tune
 from orchestrator.searchers import BudgetSearcher, Known, ListSearcher, OptunaSearcher, finite
-from orchestrator.shown_scheduler import ShownScheduler
-from orchestrator.simulated_loop import run_here
-from orchestrator.simulating import DEFAULT_CONCURRENT, SimulatedStudy
+from orchestrator.simulating import SimulatedStudy
 from orchestrator.stopping import StoppedError, Stopping
 from orchestrator.study import Study
-from orchestrator.study_trial import ENDED, StudyRetrain, StudySearch
+from orchestrator.study_trial import ENDED
 from orchestrator.units import Unit
-from orchestrator.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from spaces.core.genotype import Genotype
-
-OnResult = Callable[[dict[str, Any], dict[str, Any]], None]
 
 DRAIN_PATIENCE_S = 15.0
 SIMULATED_PATIENCE_S = 5.0
@@ -162,38 +155,62 @@ class _Driver:
         self.genotype = genotype
         self.started = time.time()
         self.stack = ExitStack()
-        self.resources: Mapping[str, float] | None = None
         self.status = "interrupted"
         self.simulation: SimulatedStudy | None = None
-        self.packing: Packing | None = None
-        self.room: Room | None = None
-        self.gpus = self.experiment.tune.per_trial.most_gpus
-        self.concurrent = 1
-        self.oracle_metric: OracleMetric | None = None
         self.spending: Spending | None = None
 
     def run(self, stages: Sequence[Stage] = ("search", "retrain")) -> Outcome:
-        """Run the stages in order; a stage that could not be completed ends the run."""
+        """Run the stages in order; a stage that could not be completed ends the run.
+
+        Raises:
+            StudyError: The study is running, or its disk is full.
+        """
+        try:
+            return self._run(stages)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise StudyError(
+                f"study {self.study.name} cannot be written to: {error.strerror}. What it has is "
+                f"safe: make room in {self.study.path}, then `nas resume {self.study.name}`."
+            ) from error
+
+    def _run(self, stages: Sequence[Stage]) -> Outcome:
         if self.experiment.trainable == "retrain":
             stages = ("retrain",)
         with self.stack:
             self.stack.enter_context(self.study.hold())
             self.stopping = self.stack.enter_context(Stopping(self.study.path))
             self._note_command()
+            node_load.forget(self.study.path)
+            self.stack.callback(node_load.forget, self.study.path)  # after Ray has ended
             for sentence in notices(self.experiment):
                 self.reporter.message(sentence)
             uri = tracking.tracking_uri(self.experiment, self.study.root)
             digest = planning.plugins_digest()
+            packing = None
             if self.study.simulated:
                 self.simulation = SimulatedStudy(self.study)
                 store, identity = None, self.simulation.identity(plugins_digest=digest)
             else:
-                self.packing = make_packing(self.experiment, self.reporter.message)
+                packing = make_packing(self.experiment, self.reporter.message)
                 store = tracking.start_preparing(self.study, uri)
                 identity = planning.identity(self.experiment, plugins_digest=digest)
             self.identity = identity
-            if self.experiment.tune.metric in ORACLE_METRICS:
-                self.oracle_metric = OracleMetric(self.study, self.experiment.tune.metric)
+            metric, oracle = self.experiment.tune.metric, None
+            if metric in ORACLE_METRICS:
+                oracle = OracleMetric(self.study, metric)
+            self.plans = PlanRunner(
+                self.study,
+                self.reporter,
+                self.stopping,
+                self.stack,
+                self.started,
+                digest=str(identity.dataset["digest"]),
+                simulation=self.simulation,
+                packing=packing,
+                oracle_metric=oracle,
+            )
             self.outbox = self.stack.enter_context(Outbox(self.study.outbox))
             self.stack.enter_context(self._tracking(uri, store))
             complete, planned = False, set[str]()
@@ -202,6 +219,7 @@ class _Driver:
                 self._keep()
             except StoppedError:
                 planned = set(self.study.ledger.keys())
+            cleaning.tidy(self.study)
             self.status = "finished" if complete else "interrupted"
         return self._outcome(planned, interrupted=not complete)
 
@@ -296,7 +314,7 @@ class _Driver:
         plans = population_units.plans(self.experiment, self.identity)
         populations = [population_units.Population(self.study, plan) for plan in plans]
         units = [unit for plan in plans for unit in plan.units()]
-        self._pack(units)
+        self.plans.pack(units)
         self._relabel(units)
         monitor = population_run.PopulationMonitor(
             self.study, self.outbox, self.reporter, stage, units, len(units), self.started
@@ -304,8 +322,8 @@ class _Driver:
         population_run.train(
             populations,
             monitor,
-            config=self._ray_config,
-            run=lambda searcher, count: self._run_plan(monitor, Plan(searcher, count)),
+            config=self.plans.config,
+            run=lambda searcher, count: self.plans.run_plan(monitor, Plan(searcher, count)),
             told=self.reporter.message,
             max_failures=self.experiment.tune.max_failures,
         )
@@ -341,7 +359,7 @@ class _Driver:
             searcher = OptunaSearcher(
                 blocks,
                 make_unit=make_unit,
-                config=self._ray_config,
+                config=self.plans.config,
                 num_samples=experiment.tune.num_samples,
                 metric=experiment.tune.metric,
                 mode=experiment.tune.mode,
@@ -349,20 +367,38 @@ class _Driver:
                 known=known,
             )
             running = searcher.running()
-            configs = {trial_id: self._ray_config(unit) for trial_id, unit in running.items()}
+            configs = {trial_id: self.plans.config(unit) for trial_id, unit in running.items()}
             left = wanted - len(configs) - sum(item.value is not None for item in known)
             return Plan(searcher, left, {**dict.fromkeys(ended), **configs}, ended)
 
         complete = sum(self._is_settled(seeds) for seeds in rows.values())
         if complete < wanted:
             make_units = estimate.units_of if stage == "search" else training_estimate.units_of
-            self._pack(make_units(experiment))
-            self._run_tuner(monitor, plan)
-            monitor.give_up()
-            self._give_room(monitor, list(made.values()))
+            self.plans.pack(make_units(experiment))
+            for index, _ in enumerate(monitor.rounds(experiment.tune.max_failures)):
+                lost = self._lost(monitor, made.values()) if index else []
+                monitor.lost.clear()
+                self.plans.run(monitor, self.plans.listed(monitor, lost) if index else plan)
+                if not monitor.lost or not _all_ended_or_lost(monitor, made.values()):
+                    break
+            if _all_ended_or_lost(monitor, made.values()):
+                monitor.give_up()
+                again = self._again(monitor)
+                second_pass.give_room(self.plans, monitor, list(made.values()), again)
         # What was drawn before counts too; what has not been drawn yet is missing all the same.
         keys = {row.key for row in self.study.rows(stage)} | _keys(made.values())
         return keys | {f"not drawn yet {index}" for index in range(total - len(keys))}
+
+    def _lost(self, monitor: Monitor, made: Iterable[Unit]) -> list[Unit]:
+        """Return what is run again after trials were lost before they ran.
+
+        The searcher has nothing to say any more: all configurations have been drawn. A scheduler
+        sees those that ended report again, where Tune's own trials cannot be restored.
+        """
+        made = list(made)
+        if self.experiment.tune.scheduler is None:
+            return [unit for unit in made if monitor.is_lost(unit)]
+        return [unit for unit in made if monitor.is_lost(unit) or not monitor.failed(unit)]
 
     def _rows_by_configuration(
         self, blocks: Sequence[factors.Block], stage: Stage
@@ -482,238 +518,42 @@ class _Driver:
                 left_out = self._run_within(budget, monitor, left)
             elif left:
                 todo = list(units) if replay else left
-                self._pack(todo)
-                self._run_tuner(
-                    monitor,
-                    lambda remembered, todo=todo: plan_list(  # type: ignore[misc]
-                        todo, self._ray_config, remembered, monitor.ended
-                    ),
-                )
+                self.plans.pack(todo)
+                self.plans.run(monitor, self.plans.listed(monitor, todo))
             if not monitor.lost:
                 break
             dropped = _keys(left_out)
-            if any(
-                not monitor.ended(unit)
-                and not monitor.is_lost(unit)
-                and not dropped & _keys([unit])
-                for unit in units
-            ):
+            if not _all_ended_or_lost(monitor, (u for u in units if not dropped & _keys([u]))):
                 return left_out  # interrupted: a resume runs the lost ones too
         monitor.give_up()
         dropped = _keys(left_out)
         ran = [unit for unit in units if not dropped & _keys([unit])]
-        left_out += self._give_room(monitor, ran, budget)
+        left_out += second_pass.give_room(self.plans, monitor, ran, self._again(monitor, budget))
         if left_out:
             monitor.leave_out(_keys(left_out))
         return left_out
-
-    def _give_room(
-        self, monitor: Monitor, units: Sequence[Unit], budget: Budget | None = None
-    ) -> list[Unit]:
-        """Run those once more that ran out of memory, with more of it; return those left out.
-
-        No scheduler looks at them: there is nothing that ran beside them to compare them with.
-        """
-        for room in more_room.rooms(self.experiment, monitor.stage, self.concurrent):
-            if not all(monitor.ended(unit) for unit in units):
-                break  # interrupted
-            again = [unit for unit in units if monitor.ran_out(unit) and room.takes(unit)]
-            if not again:
-                continue
-            self.reporter.message(f"out of memory: {len(again)} run again {room.words}")
-            monitor.reopen(again)
-            self.room = room
-            try:
-                if budget is not None:
-                    left_out = self._run_within(budget, monitor, again)
-                    if left_out:
-                        return left_out
-                else:
-                    self._run_plan(monitor, Plan(ListSearcher(again, self._ray_config), len(again)))
-            finally:
-                self.room = None
-            monitor.give_up()
-        return []
 
     def _run_within(self, budget: Budget, monitor: Monitor, left: list[Unit]) -> list[Unit]:
         """Run units for as long as they fit; return those that do not."""
         if not left or not budget.fits(left[0]):
             return left  # known without starting Ray
-        self._pack(left)
-        searcher = BudgetSearcher(left, self._ray_config, budget)
-        self._run_tuner(monitor, lambda _: Plan(searcher, len(left)))
+        self.plans.pack(left)
+        searcher = BudgetSearcher(left, self.plans.config, budget)
+        self.plans.run(monitor, lambda _: Plan(searcher, len(left)))
         return searcher.left_out
 
-    def _run_tuner(
-        self, monitor: Monitor, make_plan: Callable[[Sequence[Remembered]], Plan]
-    ) -> None:
-        """Run a stage: with the trials that Ray Tune had, where they can be restored, or anew."""
-        adaptive = self.experiment.tune.scheduler is not None and self.room is None
-        swept = monitor.stage == self.experiment.trainable
-        on_ray = self.simulation is None or self.simulation.ray
-        if not (adaptive and swept and on_ray and self._go_on(monitor, make_plan)):
-            self._run_plan(monitor, make_plan(()))
+    def _again(
+        self, monitor: Monitor, budget: Budget | None = None
+    ) -> Callable[[list[Unit]], list[Unit]]:
+        """Return what runs units a second time, and returns those left out for the budget."""
 
-    def _go_on(self, monitor: Monitor, make_plan: Callable[[Sequence[Remembered]], Plan]) -> bool:
-        """Restore what Ray Tune had and run on; return whether that could be done."""
-        folder = self.study.ray / monitor.stage
-        if not (folder / "guard").is_dir():
-            return False
-        plan = make_plan(ray_state.heal(folder))
-        if not plan.configs:
-            self.reporter.message("Ray's state cannot be restored: rebuilding it from the ledger")
-            return False
-        if plan.is_empty:
-            return True
-        self.reporter.message(f"going on with {len(plan.configs)} trials that Ray had")
-        try:
-            self._run_plan(monitor, plan)
-        except ray_state.NotRestoredError as error:
-            self.reporter.message(f"Ray did not restore them ({error}): rebuilding from the ledger")
-            return False
-        return True
+        def run(units: list[Unit]) -> list[Unit]:
+            if budget is not None:
+                return self._run_within(budget, monitor, units)
+            self.plans.run_plan(monitor, Plan(ListSearcher(units, self.plans.config), len(units)))
+            return []
 
-    def _run_plan(self, monitor: Monitor, plan: Plan) -> None:
-        tune = self.experiment.tune
-        searching = monitor.stage == "search"
-        swept = monitor.stage == self.experiment.trainable
-        scheduled = swept and self.room is None
-        settings = tune.scheduler.model_dump() if tune.scheduler and scheduled else {}
-        scheduler = sweep.make_scheduler(settings, planning.longest_epochs(self.experiment))
-        if scheduled and tune.pbt is not None:
-            scheduler = KeptActors()
-        on_result: OnResult = monitor.on_result
-        if self.oracle_metric is not None and searching:
-            scheduler = ShownScheduler(scheduler, self.oracle_metric.add)
-            on_result = self._with_oracle_metric(monitor)
-        if self.simulation is not None and not self.simulation.ray:
-            self._run_here(monitor, plan.searcher, scheduler, on_result, plan.new)
-            return
-        resources = self._cluster()
-        room = self.room or Room("")
-        per_trial = {"cpu": tune.per_trial.cpus, "gpu": room.gpus or self.gpus}
-        if self.simulation is not None:
-            per_trial = {"cpu": 1, "gpu": 0}  # what is asked for costs a simulated trial nothing
-        workers = self.experiment.workers if monitor.stage == "retrain" else 1
-        fitting = sweep.fits(resources, *(workers * each for each in per_trial.values()))
-        compared = swept and self.experiment.held_out
-        concurrent = 1 if room.alone else min(fitting, tune.max_concurrent or fitting)
-        self.concurrent = max(self.concurrent, concurrent)
-        folder = self.study.ray / (monitor.stage if self.room is None else "more_room")
-        if plan.configs:
-            ray_state.prepare(folder, plan.configs, plan.ended, new=plan.new, concurrent=concurrent)
-        callback = sweep.make_callback(
-            on_result=on_result,
-            on_end=monitor.on_end,
-            on_tick=self._ticking(monitor),
-            on_begin=self.stopping.take_over,
-            watchdog=Watchdog(tune.trial_timeout, self.reporter.message, monitor.on_timeout),
-        )
-        try:
-            with self.stopping.of_tune():
-                sweep.run_tuner(
-                    self._trainable(monitor.stage),
-                    plan.searcher,
-                    scheduler,
-                    callback,
-                    folder=folder,
-                    num_units=plan.new,
-                    concurrent=concurrent,
-                    per_trial=per_trial,
-                    metric=tune.metric if compared else "train_accuracy",
-                    mode=tune.mode if compared else "max",
-                    max_failures=tune.max_failures,
-                    time_budget_s=self._time_left(),
-                    driver_metric=self.oracle_metric is not None and searching,
-                    restored=sorted(plan.configs) or None,
-                )
-        finally:
-            monitor.on_tick(0)
-
-    def _ticking(self, monitor: Monitor) -> Callable[[int], None]:
-        """Return what is done again and again while trials run."""
-
-        def on_tick(running: int) -> None:
-            monitor.on_tick(running)
-            self.stopping.look()
-
-        return on_tick
-
-    def _with_oracle_metric(self, monitor: Monitor) -> OnResult:
-        """Return what completes a result for the searcher, which is told last, and passes it on."""
-
-        def on_result(config: dict[str, Any], result: dict[str, Any]) -> None:
-            if self.oracle_metric is not None:
-                self.oracle_metric.add(config, result)
-            monitor.on_result(config, result)
-
-        return on_result
-
-    def _run_here(
-        self, monitor: Monitor, searcher: Any, scheduler: Any, on_result: OnResult, count: int
-    ) -> None:
-        """Run simulated trials in this process."""
-        tune = self.experiment.tune
-        run_here(
-            self._trainable(monitor.stage),
-            searcher,
-            scheduler,
-            on_result=on_result,
-            on_end=monitor.on_end,
-            on_tick=self._ticking(monitor),
-            num_units=count,
-            concurrent=tune.max_concurrent or DEFAULT_CONCURRENT,
-            metric=tune.metric,
-            mode=tune.mode,
-            time_budget_s=self._time_left(),
-        )
-        monitor.on_tick(0)
-
-    def _trainable(self, stage: Stage) -> type:
-        if self.simulation is not None:
-            return self.simulation.trainables[stage]
-        if self.experiment.tune.pbt is not None:
-            return PopulationRetrain
-        return StudySearch if stage == "search" else StudyRetrain
-
-    def _cluster(self) -> Mapping[str, float]:
-        if self.resources is None:
-            settings = self.experiment.ray
-            where = "Ray on this machine" if settings.address == "local" else settings.address
-            self.reporter.message(f"starting {where}; trials follow in a moment")
-            log = self.study.logs / "ray.log"
-            cluster = sweep.cluster(settings.address, settings.cpus, log)
-            self.resources = self.stack.enter_context(cluster)
-            self.stopping.listen()
-            self._look_at_nodes()
-        return self.resources
-
-    def _look_at_nodes(self) -> None:
-        """Refuse a cluster of others on which the study cannot run; say what should be known."""
-        if self.experiment.ray.address == "local" or self.simulation is not None:
-            return
-        nodes = cluster_nodes.ask(self.experiment, self.study.root)
-        digest = self.identity.dataset["digest"]
-        for sentence in preflight.refuse_cluster(self.experiment, nodes, digest):
-            self.reporter.message(sentence)
-
-    def _time_left(self) -> float | None:
-        if self.experiment.max_hours is None:
-            return None
-        return max(1.0, self.experiment.max_hours * 3600 - (time.time() - self.started))
-
-    def _ray_config(self, unit: Unit) -> dict[str, Any]:
-        device = "cuda" if self.experiment.tune.per_trial.on_gpu else "cpu"
-        config = unit.ray_config(str(self.study.path), device)
-        if self.packing is not None:
-            config = more_room.with_gpus(config, self.packing.share(unit))
-        return config if self.room is None else self.room.applied(config)
-
-    def _pack(self, units: Sequence[Unit]) -> None:
-        """Find out what share of a GPU units get, where the experiment leaves that open."""
-        if self.packing is not None:
-            self._cluster()
-            self.gpus = self.packing.least(units)
+        return run
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -750,6 +590,11 @@ class _Driver:
             left_out=len(self.spending.left_out) if self.spending is not None else 0,
             stopped_by=self.stopping.reason if interrupted else None,
         )
+
+
+def _all_ended_or_lost(monitor: Monitor, units: Iterable[Unit]) -> bool:
+    """Return whether nothing was interrupted."""
+    return all(monitor.ended(unit) or monitor.is_lost(unit) for unit in units)
 
 
 def _keys(units: Any) -> set[str]:

@@ -281,6 +281,18 @@ class OptunaSearcher(StatelessSearcher):
         state.values[identity] = value
         state.study.tell(trial, value)
 
+    def knowledge(self) -> dict[str, Any]:
+        """Return {"complete": [config_id, ...], "pruned": number, "running": number}."""
+        import optuna
+
+        pruned = optuna.trial.TrialState.PRUNED
+        trials = [trial for state in self._blocks for trial in state.study.trials]
+        return {
+            "complete": sorted(name for state in self._blocks for name in state.values),
+            "pruned": sum(trial.state == pruned for trial in trials),
+            "running": len(self._trials),
+        }
+
     @property
     def studies(self) -> list[Any]:
         """The Optuna studies, one per block, in order."""

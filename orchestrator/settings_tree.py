@@ -24,6 +24,7 @@ from spaces.core import plugins
 from spaces.core.errors import PluginSettingsError, UnknownPluginError
 
 REQUIRED: Any = dataclasses.MISSING
+_MOST_WRONG = 20  # alternatives of a list that are all named
 _COMBINATIONS = 1000  # extremes of settings that are tried together; more add only time
 
 
@@ -247,8 +248,10 @@ def _check_alternatives(
         return None
     # A grid factor is an outer block; inside something that is drawn it would have no meaning.
     inner = words if word == "grid" else [w for w in words if w != "grid"]
-    items = [
-        check_plugin(
+    found: list[dict[str, Any]] = []
+    wrong = 0
+    for index, item in enumerate(node[word]):
+        checked_item = check_plugin(
             kind,
             item,
             f"{at}[{index}]",
@@ -258,10 +261,13 @@ def _check_alternatives(
             choosing=() if own else choosing,
             own=own,
         )
-        for index, item in enumerate(node[word])
-    ]
-    found = [item for item in items if item is not None]
-    if len(found) < len(items):
+        if checked_item is not None:
+            found.append(checked_item)
+        else:
+            wrong += 1
+        if wrong == _MOST_WRONG:
+            break
+    if wrong:
         return None
     if word == "choice" and any(sweep_word(item) for item in found):
         problems.add(at, f"{at} cannot hold another choice; write one list.")

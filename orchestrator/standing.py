@@ -6,10 +6,12 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger import Row
 from orchestrator.results import row_label
+from orchestrator.trial_log import shown_log
 
 WASTED = ("failed", "oom", "diverged")
 RECENT_S = 3600.0
@@ -26,11 +28,13 @@ class Cost:
 
     Attributes:
         rows: Their number.
+        epochs: Epochs that they have.
         trial_hours: Hours of their epochs, whatever ran side by side.
         cpu_hours, gpu_hours: The same times the CPUs and GPUs that they occupied.
     """
 
     rows: int = 0
+    epochs: int = 0
     trial_hours: float = 0.0
     cpu_hours: float = 0.0
     gpu_hours: float = 0.0
@@ -47,6 +51,7 @@ class Failure:
         example: Label and seed of one of them.
         key: Its key: `ledger/<key>.json` has the whole traceback.
         said: The last line of its error as it is.
+        log: The file in the study folder that says what happened to it, or None.
     """
 
     cause: str
@@ -55,6 +60,7 @@ class Failure:
     example: str
     key: str
     said: str
+    log: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,13 +88,19 @@ class Standing:
         return asdict(self)
 
 
-def standing(rows: Sequence[Row], partial: Sequence[Row], now: float | None = None) -> Standing:
+def standing(
+    rows: Sequence[Row],
+    partial: Sequence[Row],
+    now: float | None = None,
+    study: Path | None = None,
+) -> Standing:
     """Return where rows of a study stand.
 
     Args:
         rows: Those of the ledger.
         partial: Those that were begun and are not in it.
         now: Unix time in seconds; None is now.
+        study: Folder of the study, where logs are looked for; None does not look.
     """
     now = time.time() if now is None else now
     bad = [row for row in rows if row.status in WASTED]
@@ -102,7 +114,7 @@ def standing(rows: Sequence[Row], partial: Sequence[Row], now: float | None = No
         begun=_cost(partial),
         recent_rows=len(recent),
         rows_per_hour=len(recent) * 3600.0 / span if recent else None,
-        failures=_failures(bad),
+        failures=_failures(bad, study),
     )
 
 
@@ -128,7 +140,7 @@ def lines(found: Standing) -> dict[str, str]:
         head = "failures" if index == 0 else " " * index
         shown[head] = (
             f"{failure.rows} {'/'.join(failure.statuses)}: {failure.said} "
-            f"({failure.example}, ledger/{failure.key}.json)"
+            f"({failure.example}, {failure.log or f'ledger/{failure.key}.json'})"
         )
     if len(found.failures) > _CAUSES:
         shown[" " * _CAUSES] = f"and {len(found.failures) - _CAUSES} other causes"
@@ -136,13 +148,14 @@ def lines(found: Standing) -> dict[str, str]:
 
 
 def _cost(rows: Iterable[Row]) -> Cost:
-    count, hours, cpu, gpu = 0, 0.0, 0.0, 0.0
+    count, epochs, hours, cpu, gpu = 0, 0, 0.0, 0.0, 0.0
     for row in rows:
         count += 1
+        epochs += row.epochs_done
         hours += float(row.cost.get("time_s") or 0.0) / 3600
         cpu += float(row.cost.get("cpu_hours") or 0.0)
         gpu += float(row.cost.get("gpu_hours") or 0.0)
-    return Cost(count, hours, cpu, gpu)
+    return Cost(count, epochs, hours, cpu, gpu)
 
 
 def _shown(cost: Cost) -> str:
@@ -152,7 +165,7 @@ def _shown(cost: Cost) -> str:
     return f"{', '.join(parts)} in {cost.rows} rows"
 
 
-def _failures(rows: Iterable[Row]) -> tuple[Failure, ...]:
+def _failures(rows: Iterable[Row], study: Path | None) -> tuple[Failure, ...]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(_DETAILS.sub("*", _last_line(row)), []).append(row)
@@ -164,6 +177,7 @@ def _failures(rows: Iterable[Row]) -> tuple[Failure, ...]:
             example=f"{row_label(group[0])}, seed {group[0].seed}",
             key=group[0].key,
             said=_last_line(group[0]),
+            log=shown_log(study, group[0].key),
         )
         for cause, group in groups.items()
     ]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from orchestrator import json_files
 from orchestrator.holding import Holder, is_holder, read_lock
 from orchestrator.ledger import replace_file
 
@@ -128,7 +129,7 @@ class Stopping:
 
     def _requested(self) -> bool:
         try:
-            asked = json.loads(self._request.read_bytes())["holder"]
+            asked = json_files.parse(self._request.read_bytes())["holder"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
         return self._holder is not None and asked == asdict(self._holder)

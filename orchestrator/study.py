@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import json_files
 from orchestrator.errors import StudyError
 from orchestrator.experiment import ORACLE_METRICS
 from orchestrator.holding import Holder, hold_folder, read_lock
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from orchestrator.figures import Figures
 
 STUDY_FORMAT = 1
+_log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _RESERVED = ("mlflow-artifacts", "mlflow.db")
 
@@ -60,6 +63,7 @@ class Study:
         self.path = path
         self._record = record
         self.ledger = Ledger(path / "ledger")
+        self._told: set[Path] = set()
 
     @classmethod
     def create(
@@ -256,10 +260,19 @@ class Study:
         for path in sorted(self.checkpoints.glob("*/row.json")):
             if path.parent.name in done:
                 continue
-            with contextlib.suppress(ValueError):  # it will be begun anew
+            try:
                 row = read_row(path)
-                if row is not None:
-                    rows.append(row)
+                if row is not None and row.key != path.parent.name:
+                    raise ValueError(f"it holds the key {row.key!r:.40}")
+            except ValueError as error:
+                if path not in self._told:
+                    _log.warning(
+                        "%s is no row (%s); nas resume goes on from its state", path, error
+                    )
+                self._told.add(path)
+                continue
+            if row is not None:
+                rows.append(row)
         return rows
 
     def summary(self) -> Summary:
@@ -386,7 +399,7 @@ def check_name(name: str) -> str:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_bytes())
+        record = json_files.parse(path.read_bytes())
     except ValueError as error:
         raise StudyError(f"{path} is damaged: {error}.") from error
     needed = {"format", "id", "name", "created", "command"}

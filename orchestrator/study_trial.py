@@ -3,6 +3,7 @@
 After each epoch the state and a partial row are in `checkpoints/<key>/`; at the end the row is in
 the ledger, before Tune is told. So nothing depends on Tune's checkpoints: a trial that starts
 again, after its process, its node or the driver died, finds its epochs there and reports them.
+What happens meanwhile is told in the log of each trial (`orchestrator.trial_log`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import os
 import platform
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,14 +22,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
+
+from orchestrator import node_load
+from orchestrator.draining import LEAVING
+from orchestrator.errors import StudyError
+from orchestrator.leaving import Leaving
 from orchestrator.ledger import Ledger, Row, Status, read_row, write_row
 from orchestrator.statistics import show_bytes
+from orchestrator.trial_log import Hearing, TrialLog, warn_again
 from trainables.ray_trial import BlockTrainable, RetrainTrainable, Run, SearchTrainable, Trial
 
 if TYPE_CHECKING:
     from trainables.retrain import RetrainTrial
     from trainables.search import SearchTrial
 
+_TOLD = ("val_accuracy", "val_loss", "train_accuracy", "train_loss", "test_accuracy", "lr")
+_log = logging.getLogger(__name__)
 _PACKAGES = ("nas-orchestrator", "torch", "ray", "numpy", "optuna", "mlflow")
 Genotyped = tuple[dict[str, Any] | None, str | None, int | None]
 ENDED: frozenset[Status] = frozenset({"finished", "diverged"})
@@ -66,6 +78,8 @@ class Recording(BlockTrainable):
         self.study = Path(self.unit["study"])
         self.ledger = Ledger(self.study / "ledger")
         self.started: dict[int, float] = {}
+        self.logs: dict[int, TrialLog] = {}
+        self.leaving = False
         super().setup(config)
 
     def make(self, seed: int) -> SearchTrial | RetrainTrial:
@@ -78,35 +92,97 @@ class Recording(BlockTrainable):
         if row is not None and row.status in ENDED:
             diverged = row.status == "diverged"
             return Replay(row.curve, diverged=diverged, ended_early=not diverged)
+        if not self.logs:
+            warn_again()
+            if ray.is_initialized():  # in a process of Ray's, and not in that of a caller
+                node_load.follow(self.study)
+        log = self.logs[seed] = TrialLog(self.study, self._key(seed))
+        with log.failing(), Hearing([log]):
+            return self._begin(seed)
+
+    def _begin(self, seed: int) -> Trial:
         self.started[seed] = time.time()
-        with contextlib.suppress(ValueError):  # a damaged partial row only loses the start time
-            partial = read_row(self._folder(seed) / "row.json")
+        partial: Row | None = None
+        begun = self._folder(seed) / "row.json"
+        try:
+            partial = read_row(begun)
             self.started[seed] = partial.started if partial else self.started[seed]
+        except (ValueError, StudyError) as error:  # only the time of the start is lost
+            self._put_aside(seed, begun, str(error), "the time of its start is lost")
         try:
             trial = self._restore(seed)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
             return self._out_of_memory(seed, None, error)
+        self._tell_start(seed, trial, partial)
         self._write(seed, trial, "running")
         if trial.finished or trial.diverged:
             # Killed after its last state and before its row: the row is all that is missing.
             self._end(seed, trial)
         return trial
 
+    def _tell_start(self, seed: int, trial: Trial, partial: Row | None) -> None:
+        """Say in the log where the trial runs, and where it ran before if that was elsewhere."""
+        here = platform.node()
+        before = partial.environment.get("hardware", {}).get("host") if partial else None
+        self.logs[seed].write(
+            "continued" if trial.epoch else "started",
+            stage=self.unit["stage"],
+            label=self.unit["label"],
+            seed=seed,
+            epoch=trial.epoch,
+            epochs=int(self.unit["epochs"]),
+            host=here,
+            pid=os.getpid(),
+            device=_device(trial),
+            before=before if trial.epoch and before != here else None,
+            resumed_elsewhere=getattr(trial, "resumed_elsewhere", False) or None,
+        )
+
     def _restore(self, seed: int) -> SearchTrial | RetrainTrial:
         from trainables.errors import StateError
 
         trial = self.make(seed)
         state = self.state_file(seed)
-        if state.is_file():
+        if state.exists():
             try:
                 trial.load_state(state)
-            except StateError:
+            except StateError as error:
                 # Damaged, or of another version: the search runs again rather than the study fail.
-                state.replace(state.with_suffix(".damaged"))
+                self._put_aside(seed, state, str(error), "it runs again from its first epoch")
                 trial = self.make(seed)
         return trial
+
+    def step(self) -> dict[str, Any]:
+        """Report the next epoch; what goes wrong on the way is in the logs of all seeds.
+
+        Told to end by SIGTERM, the process finishes its epoch and reports that with it.
+        """
+        if not self.logs:  # all have ended, or are simulated
+            return super().step()
+        with contextlib.ExitStack() as stack:
+            leaving = stack.enter_context(Leaving())
+            stack.enter_context(Hearing(self.logs.values()))
+            for log in self.logs.values():
+                stack.enter_context(log.failing())
+            if self.leaving:
+                leaving.end()
+            result = super().step()
+            if leaving.told and not result["done"]:
+                self.leaving = True
+                result[LEAVING] = 1
+            return result
+
+    def _put_aside(self, seed: int, path: Path, reason: str, effect: str) -> None:
+        """Move a file, or a folder in its place, out of the way, and say so."""
+        aside = path.with_suffix(".damaged")
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        path.replace(aside)
+        text = f"{path} cannot be used ({reason}): {effect}; it is kept as {aside.name}"
+        _log.warning("%s", text)
+        self.logs[seed].write("damaged", "warning", text=text)
 
     def advance(self, seed: int, trial: Trial, run: Run) -> None:
         """Run one epoch and record it; out of memory ends the seed, not its block."""
@@ -119,7 +195,12 @@ class Recording(BlockTrainable):
             return
         entry["ended"] = time.time()
         self.note(entry)
-        trial.save_state(self.state_file(seed))  # type: ignore[attr-defined]
+        log, state, begun = self.logs[seed], self.state_file(seed), time.perf_counter()
+        told = {name: entry[name] for name in _TOLD if name in entry}
+        log.write("epoch", epoch=entry["epoch"], seconds=entry.get("epoch_time_s"), **told)
+        trial.save_state(state)  # type: ignore[attr-defined]
+        took = time.perf_counter() - begun
+        log.write("state", "debug", bytes=state.stat().st_size, seconds=took)
         self._write(seed, trial, "running")
         if trial.finished or trial.diverged:
             self._end(seed, trial)
@@ -146,6 +227,8 @@ class Recording(BlockTrainable):
         row = self._row(seed, trial, status)
         final = (folder / "final.pt").relative_to(self.study).as_posix()
         self.ledger.write(replace(row, ended=time.time(), final=final))
+        level = "warning" if trial.diverged else "info"
+        self.logs[seed].write(status, level, epoch=trial.epoch, seconds=row.cost["time_s"])
         for name in ("state.pt", "row.json"):
             (folder / name).unlink(missing_ok=True)
 
@@ -155,6 +238,7 @@ class Recording(BlockTrainable):
         with contextlib.suppress(MemoryError, RuntimeError):  # there may be none left to ask with
             text += f"\n{shortage(self.config)}"
         self.ledger.write(replace(row, ended=time.time(), error=text))
+        self.logs[seed].write("oom", "error", epoch=row.epochs_done, text=text)
         return Replay(trial.curve if trial else [])
 
     def _write(self, seed: int, trial: Trial, status: Status) -> None:
@@ -300,6 +384,18 @@ def environment() -> dict[str, Any]:
             versions[package] = metadata.version(package)
     hardware = {"host": platform.node(), "cpus": os.cpu_count(), "machine": platform.machine()}
     return {"versions": versions, "hardware": hardware}
+
+
+def _device(trial: Trial) -> str | None:
+    """Return the device of a trial, a GPU with its name; None where it says none."""
+    device = getattr(trial, "device", None)
+    if getattr(device, "type", None) != "cuda":
+        return None if device is None else str(device)
+    import torch
+
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = "" if shown is None else f", CUDA_VISIBLE_DEVICES={shown}"
+    return f"{device} ({torch.cuda.get_device_name(device)}{visible})"
 
 
 def _fingerprint(trial: Trial | None) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.draining import Draining
 from orchestrator.errors import StudyError
-from orchestrator.failures import node_died
+from orchestrator.failures import MOVED, node_died, preempted
 from orchestrator.ray_state import LiveObject, NotRestoredError, make_guard
 from orchestrator.watchdog import Watchdog
 from spaces.core import plugins
@@ -95,24 +96,33 @@ def cluster(address: str, cpus: int | None, log: Path) -> Iterator[Mapping[str, 
         kept = os.environ.get(plugins.ENVIRONMENT_VARIABLE)
         if kept:  # a copy in the study folder, which every node sees
             options["runtime_env"] = {"env_vars": {plugins.ENVIRONMENT_VARIABLE: kept}}
-    started = not ray.is_initialized()
-    if started:
-        try:
-            ray.init(**options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise _no_cluster(address, first) from error
-    try:
-        yield dict(ray.cluster_resources())
-    finally:
+    # A thread of Ray's prints what it hears of nodes that die, whenever it hears of it.
+    with log.open("a") as told, contextlib.redirect_stdout(told):
+        started = not ray.is_initialized()
         if started:
-            ray.shutdown()
+            try:
+                ray.init(**options)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                first = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise _no_cluster(address, first) from error
+        try:
+            yield dict(ray.cluster_resources())
+        finally:
+            if started:
+                ray.shutdown()
+
+
+class _Quiet(logging.FileHandler):
+    """A file of messages that says nothing on the terminal where its disk is full."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Drop the message."""
 
 
 def _quiet(log: Path) -> None:
     """Send the messages of Ray's Python side to a file instead of the terminal."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(log)
+    handler = _Quiet(log)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logger = logging.getLogger("ray")
     logger.handlers[:] = [handler]
@@ -291,7 +301,9 @@ def make_callback(
     on_end: Callable[[dict[str, Any], dict[str, Any], str | None], None],
     on_tick: Callable[[int], None],
     on_begin: Callable[[], None] = lambda: None,
+    on_retry: Callable[[dict[str, Any], str], None] | None = None,
     watchdog: Watchdog | None = None,
+    draining: Draining | None = None,
     tick_s: float = 0.5,
 ) -> Any:
     """Return a Tune callback that hands the driver plain data.
@@ -302,7 +314,10 @@ def make_callback(
             Tune has done with a trial.
         on_tick: Called at most every `tick_s` seconds with the number of running trials.
         on_begin: Called when Tune has set itself up, before its first trial.
+        on_retry: Called with the configuration and the error text of a trial that has failed and
+            is to start again.
         watchdog: Is told of every epoch, and looks at the trials as often as `on_tick` is called.
+        draining: The same, of nodes that are to go.
         tick_s: Seconds between ticks.
     """
     from ray import tune
@@ -317,26 +332,39 @@ def make_callback(
             on_begin()
 
         def on_trial_recover(self, trial: Any, **_: Any) -> None:
-            if node_died(_error_text(trial)):  # that is no fault of the trial
+            if draining is not None and draining.is_moved(trial):
+                return
+            error = _error_text(trial)
+            # That is no fault of the trial; what Ray knows to be preempted it has not counted.
+            if node_died(error) and not preempted(error):
                 trial.run_metadata.num_failures = max(0, trial.run_metadata.num_failures - 1)
                 trial.run_metadata.invalidate_cache()
+            if on_retry is not None:
+                on_retry(trial.config, error)
 
         def on_trial_result(self, trial: Any, result: dict[str, Any], **_: Any) -> None:
             if watchdog is not None:
                 watchdog.heard(trial)
+            if draining is not None:
+                draining.heard(trial, result)
             on_result(trial.config, result)
 
         def on_trial_complete(self, trial: Any, **_: Any) -> None:
             on_end(trial.config, trial.last_result or {}, None)
 
         def on_trial_error(self, trial: Any, **_: Any) -> None:
-            on_end(trial.config, trial.last_result or {}, _error_text(trial))
+            error = _error_text(trial)
+            if draining is not None and draining.is_moved(trial):
+                error += f"\n{MOVED}"
+            on_end(trial.config, trial.last_result or {}, error)
 
         def on_step_end(self, trials: Any, **_: Any) -> None:
             if time.monotonic() - self.last_tick >= tick_s:
                 self.last_tick = time.monotonic()
                 if watchdog is not None:
                     watchdog.look(trials)
+                if draining is not None:
+                    draining.look(trials)
                 on_tick(sum(trial.status == "RUNNING" for trial in trials))
 
     return StudyCallback()

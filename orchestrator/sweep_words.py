@@ -12,6 +12,8 @@ from orchestrator.experiment import SWEEP_WORDS, sweep_word
 from spaces.core import plugins
 from spaces.core.errors import PluginSettingsError, near_miss
 
+_MOST_VALUES = 10_000
+
 
 def plain(value: Any) -> Any:
     """Return a value as JSON and YAML know it: tuples become lists."""
@@ -79,7 +81,8 @@ def check_word(
 def _check_range(word: str, values: Any, hint: Any, at: str) -> list[Any]:
     """Return [low, high] of a range, or raise PluginSettingsError."""
     number = int if word == "randint" else float
-    if number not in (hint, *typing.get_args(hint)):
+    of_list = typing.get_origin(hint) is tuple
+    if of_list or number not in (hint, *typing.get_args(hint)):
         instead = "randint or choice" if hint is int else "choice"
         raise PluginSettingsError(
             f"{at} draws {'whole' if number is int else 'real'} numbers, but the setting is "
@@ -117,11 +120,16 @@ def check_list(values: Any, at: str) -> None:
     """Refuse what is not a list of at least one value, by PluginSettingsError."""
     if not isinstance(values, list) or not values:
         raise PluginSettingsError(f"{at} must be a list of at least one value, got {values!r}.")
+    if len(values) > _MOST_VALUES:
+        raise PluginSettingsError(
+            f"{at} must be a list of at most {_MOST_VALUES} values, got {len(values)}."
+        )
 
 
 def check_distinct(values: Sequence[Any], at: str) -> None:
     """Refuse a value that stands in a list twice, by PluginSettingsError."""
-    texts = [canonical(value) for value in values]
-    for index, text in enumerate(texts):
-        if text in texts[:index]:
+    seen: set[str] = set()
+    for text in map(canonical, values):
+        if text in seen:
             raise PluginSettingsError(f"{at} has {text.replace(chr(34), '')} twice.")
+        seen.add(text)

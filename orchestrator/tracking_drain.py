@@ -11,7 +11,6 @@ import contextlib
 import math
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from orchestrator import exporting, system_load
 from orchestrator import outbox as events
@@ -135,7 +134,7 @@ class Drain:
         if offset is None or offset.parent != self._sender.parent:
             return 0
         # An outbox that was cut or replaced is read anew: to send again is safe.
-        return offset.position if offset.position <= _size(self._study.outbox) else 0
+        return offset.position if events.begins_line(self._study.outbox, offset.position) else 0
 
     def _commit(self, position: int) -> None:
         offset = events.Offset(self._uri, self._sender.parent, position, self._id)
@@ -234,10 +233,3 @@ def best_retraining(study: Study, stored: Sequence[Row]) -> Row | None:
         return searched, row.quality("val_accuracy"), -row.seed
 
     return max(stored, key=rank, default=None)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0

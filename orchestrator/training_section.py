@@ -31,6 +31,7 @@ from trainables.settings import RetrainSettings
 VAL_SHARE = 0.1
 """Share of the training images that a sweep compares by where the file says nothing."""
 
+_MOST_WRONG = 20  # genotypes of a list that are all named
 _OF_CHOOSING = {
     "top_k": "the genotypes are those of `genotype`",
     "by": "nothing is chosen among searches; tune.metric compares the retrainings",
@@ -81,12 +82,14 @@ def check_genotypes(
     except PluginSettingsError as error:
         problems.add(at, str(error))
         return None
-    found = [
-        _genotype(item, f"{at}[{index}]", space, problems, folders)
-        for index, item in enumerate(value[word])
-    ]
-    genotypes = [item for item in found if item is not None]
-    if len(genotypes) < len(found):
+    genotypes: list[dict[str, Any]] = []
+    for index, item in enumerate(value[word]):
+        found = _genotype(item, f"{at}[{index}]", space, problems, folders)
+        if found is not None:
+            genotypes.append(found)
+        elif index - len(genotypes) == _MOST_WRONG:
+            break  # for each of thousands the names that there are would be looked through
+    if len(genotypes) <= index:
         return None
     return {word: _distinct(genotypes, at, problems)}
 

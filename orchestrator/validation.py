@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -187,9 +188,9 @@ def check_seeds(value: Any, where: str, problems: Problems) -> tuple[int, ...]:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             problems.add(where, f"{where}[{index}] must be a whole number >= 0, got {seed!r}.")
             return (0,)
-    repeated = [seed for index, seed in enumerate(value) if seed in value[:index]]
-    if repeated:
-        problems.add(where, f"{where} must be distinct, got {repeated[0]} twice in {value!r}.")
+    if len(set(value)) < len(value):
+        repeated = next(seed for seed, count in Counter(value).items() if count > 1)
+        problems.add(where, f"{where} must be distinct, got {repeated} twice in {value!r}.")
         return (0,)
     return tuple(value)
 

@@ -121,6 +121,7 @@ def test_nothing_heavy_is_imported(words: list[str], code: int, tmp_path: Path) 
         "archive",
         "doctor",
         "stop",
+        "logs",
     ],
 )
 def test_every_command_has_help_with_an_example(command: str, nas: Nas) -> None:
@@ -725,3 +726,30 @@ def test_a_wrong_oracle_ends_a_run_before_torch(tmp_path: Path) -> None:
         message, imported = done.stderr.strip().splitlines()
         assert "oracle.path" in message
         assert imported == "IMPORTED []"
+
+
+def test_a_row_that_cannot_be_read_is_named_now_and_later(nas: Nas, study: Study) -> None:
+    key = study.rows()[0].key
+    (study.path / "ledger" / f"{key}.json").write_bytes(b"torn")
+    code, out, _ = nas("status", "tiny")
+    assert code == 0
+    assert f"damaged      1 rows that could not be read ({key})" in out
+    assert json.loads(nas("status", "tiny", "--json")[1])["damaged"] == [key]
+
+
+def test_a_folder_where_a_file_is_needed_is_no_traceback(nas: Nas, study: Study) -> None:
+    study.outbox.mkdir(parents=True)
+    code, _, err = nas("sync", "tiny", "--uri", f"sqlite:///{study.path}/m.db")
+    assert code == 2
+    assert "events.jsonl" in err
+    assert "is a folder" in err
+
+
+def test_a_genotype_of_any_length_is_no_path(nas: Nas) -> None:
+    long = '{"space": "darts", "cells": [' + '"normal", ' * 80 + "]}"
+    code, _, err = nas("retrain", long, "--like", "missing.yaml")
+    assert code == 2
+    assert max(map(len, err.splitlines())) <= 1003
+    code, _, err = nas("show", "DARTS_" + "9" * 3000)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert len(err) < 400

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.errors import StudyError
 from orchestrator.outbox import (
     Offset,
     Outbox,
+    begins_line,
     end_of_records,
     last_study_status,
     offset_file,
@@ -110,3 +112,61 @@ def test_the_end_is_found_behind_a_long_torn_line(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(json.dumps({"k": "row"}).encode() + b"\n" + b"x" * 200_000)
     assert end_of_records(path) == len(json.dumps({"k": "row"})) + 1
+
+
+ODD = {
+    "no mapping": "[1]",
+    "brackets": "[" * 100_000,
+    "kind that is a list": '{"k":[],"t":1}',
+    "time that is none": '{"k":"study","t":NaN}',
+    "time beyond all clocks": '{"k":"study","t":1e300}',
+    "key that is a list": '{"k":"row","key":["a"],"t":1}',
+    "key that leaves the folder": '{"k":"row","key":"../a","t":1}',
+    "row of another key": '{"k":"start","key":"a","row":{"key":"b"},"t":1}',
+    "row that is text": '{"k":"start","key":"a","row":"b","t":1}',
+    "values that are a list": '{"k":"epoch","key":"a","step":1,"m":[],"t":1}',
+    "value that is text": '{"k":"epoch","key":"a","step":1,"m":{"x":"y"},"t":1}',
+    "step that is text": '{"k":"epoch","key":"a","step":"x","m":{},"t":1}',
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_a_line_that_no_driver_writes_is_put_aside_and_said(
+    path: Path, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = row_record("a", 1.0)
+    with Outbox(path) as outbox:
+        outbox.append(good)
+    path.write_bytes(ODD[case].encode() + b"\n" + path.read_bytes())
+    assert read_records(path, 0, 10**6)[0] == [good]
+    assert path.with_suffix(".bad").read_text() == f"{ODD[case]}\n"
+    assert "1 lines are no records" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "offset", [{"position": -1}, {"position": "3"}, {"position": 1.5}, {"parent": None}]
+)
+def test_an_offset_of_a_wrong_kind_means_from_the_start(
+    path: Path, offset: dict[str, object]
+) -> None:
+    path.parent.mkdir()
+    form = {"memory:": {"parent": "run0", "position": 3, "writer": "w", **offset}}
+    offset_file(path).write_text(json.dumps(form))
+    assert read_offsets(path) == {}
+
+
+def test_an_offset_within_a_line_is_none_of_a_drain(path: Path) -> None:
+    with Outbox(path) as outbox:
+        outbox.append(row_record("a", 1.0))
+    end = path.stat().st_size
+    good = [position for position in range(end + 2) if begins_line(path, position)]
+    assert good == [0, end]
+
+
+def test_a_folder_in_the_place_of_the_outbox_or_its_offset_is_named(path: Path) -> None:
+    path.mkdir(parents=True)
+    offset_file(path).mkdir()
+    with pytest.raises(StudyError, match=r"events.jsonl is a folder"):
+        read_records(path, 0, 10)
+    with pytest.raises(StudyError, match=r"offset is a folder"):
+        read_offsets(path)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import config, runner, sweep
+from orchestrator import config, plan_runner, sweep
 from orchestrator.errors import ConfigError
 from orchestrator.failures import node_died
 from orchestrator.ledger import Row, write_row
@@ -50,7 +50,8 @@ def test_tune_is_told_that_the_loss_of_a_node_is_no_failure(tmp_path: Path) -> N
     for text, counted in ((NODE, 1), (DIED, 2)):
         (tmp_path / "error.txt").write_text(text)
         data = SimpleNamespace(num_failures=2, invalidate_cache=lambda: None)
-        trial = SimpleNamespace(error_file=str(tmp_path / "error.txt"), run_metadata=data)
+        error = str(tmp_path / "error.txt")
+        trial = SimpleNamespace(error_file=error, run_metadata=data, config=ray_config())
         callback.on_trial_recover(iteration=1, trials=[trial], trial=trial)
         assert data.num_failures == counted
 
@@ -202,7 +203,7 @@ def test_a_trial_that_hangs_is_started_again_from_its_state(
         # Hours pass for the driver as soon as the trial hangs.
         return time.monotonic() + 1000.0 * mark.exists()
 
-    monkeypatch.setattr(runner, "Watchdog", lambda *args: Watchdog(*args, clock=clock))
+    monkeypatch.setattr(plan_runner, "Watchdog", lambda *args: Watchdog(*args, clock=clock))
     words = ["--set", f"method={{name: stuck, mark: {mark}}}", "--set", "seeds=[0]"]
     code, out = nas_here("--plugins", tmp_path / "mine", "run", file, *words, root=tmp_path)
     assert code == 0, out

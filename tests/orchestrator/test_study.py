@@ -206,3 +206,32 @@ def test_the_record_of_a_study_is_plain_json(tmp_path: Path) -> None:
     record = json.loads((make_study(tmp_path).path / "study.json").read_text())
     assert set(record) == {"format", "id", "name", "created", "command"}
     assert record["format"] == 1
+
+
+def test_a_begun_row_that_cannot_be_read_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = make_study(tmp_path)
+    row = make_row(0, status="running")
+    path = study.checkpoints / row.key / "row.json"
+    for content in (b"[" * 100_000, b"{}", path.name.encode()):
+        write_row(path, row)
+        opened = Study.open(study.path)
+        assert opened.partial_rows() == [row]
+        path.write_bytes(content)
+        caplog.clear()
+        assert opened.partial_rows() == []
+        assert opened.partial_rows() == []
+        assert caplog.text.count(f"{path} is no row") == 1
+    write_row(path, make_row(1, status="running"))
+    assert study.partial_rows() == []  # that of another search
+
+
+def test_a_folder_in_the_place_of_the_lock_is_named(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    (study.path / "lock").unlink()
+    (study.path / "lock").mkdir()
+    with pytest.raises(StudyError, match=r"lock is a folder"), study.hold():
+        pass
+    with pytest.raises(StudyError, match=r"lock is a folder"):
+        study.holder()

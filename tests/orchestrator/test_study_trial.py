@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +259,41 @@ def test_a_retraining_notes_its_one_reading_of_the_test_split(tmp_path: Path) ->
     assert row is not None
     assert row.genotype_hash == genotype.hash
     assert 0 <= row.curve[-1]["test_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("name", ["state.pt", "row.json"])
+def test_a_folder_in_the_place_of_a_file_is_put_aside_and_said(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    StudySearch(search_config(tmp_path)).step()
+    file = tmp_path / "checkpoints" / KEYS["0"] / name
+    file.unlink()
+    file.mkdir()
+    again = StudySearch(search_config(tmp_path))
+    assert again.trials[0].epoch == (0 if name == "state.pt" else 1)
+    assert file.with_suffix(".damaged").is_dir()
+    assert f"{name} cannot be used" in caplog.text
+    again.step()
+    assert file.is_file()
+
+
+def test_a_state_that_holds_code_runs_none_and_the_search_begins_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    StudySearch(search_config(tmp_path)).step()
+    state = tmp_path / "checkpoints" / KEYS["0"] / "state.pt"
+    torch.save({"kind": "search", "evil": Evil(str(tmp_path / "ran"))}, state)
+    again = StudySearch(search_config(tmp_path))
+    assert again.trials[0].epoch == 0
+    assert not (tmp_path / "ran").exists()
+    assert "state.pt cannot be used" in caplog.text
+
+
+class Evil:
+    """Its pickle makes a folder when it is read."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)

@@ -421,3 +421,15 @@ def test_a_sweep_that_was_cut_off_goes_on_as_if_it_had_not_been(
         assert [{k: v for k, v in entry.items() if k not in ignore} for entry in row.curve] == [
             {k: v for k, v in entry.items() if k not in ignore} for entry in alone.curve
         ]
+
+
+def test_a_study_that_compares_nothing_can_be_opened_again(tmp_path: Path) -> None:
+    (tmp_path / "plain.yaml").write_text(
+        "name: plain\ntrainable: retrain\ngenotype: DARTS_V2\nspace: darts\ndataset: digits\n"
+        "retrain: {epochs: 1, channels: 4, cells: 2, auxiliary_weight: 0.0}\n"
+    )
+    experiment = load_experiment(tmp_path / "plain.yaml")
+    dump(experiment, tmp_path / "experiment.yaml")
+    # tune.metric has no effect without validation images, and is refused where it is written.
+    assert "metric" not in experiment.resolved()["tune"]
+    assert load_resolved(tmp_path / "experiment.yaml") == experiment
