@@ -65,22 +65,31 @@ def test_the_times_of_rows_tell_where_a_trial_s_overhead_is() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="reads Linux's /proc")
 def test_cpu_seconds_are_those_of_a_process_and_its_children() -> None:
-    burning = (
-        "import time\nwhile time.process_time() < 0.8: pass\n"
-        "print('burnt', flush=True)\ntime.sleep(1.2)"
+    # A process of its own: this one may have children of other tests.
+    child = "import time\nwhile time.process_time() < 0.8: pass\nprint(1)\ntime.sleep(60)"
+    root = (
+        "import subprocess, sys, time\n"
+        "print(time.process_time(), flush=True)\nsys.stdin.readline()\n"
+        "mine = time.process_time()\n"
+        f"child = subprocess.Popen([sys.executable, '-uc', {child!r}], stdout=subprocess.PIPE)\n"
+        "while time.process_time() < mine + 0.6: pass\n"
+        "child.stdout.readline()\nprint(time.process_time() - mine, flush=True)\n"
+        "sys.stdin.readline()\nchild.kill()"
     )
-    with CpuWatch(os.getpid()) as watch:
-        time.sleep(0.7)
-        start = time.time()
-        mine = time.process_time()
-        with subprocess.Popen([sys.executable, "-c", burning], stdout=subprocess.PIPE) as child:
-            while time.process_time() < mine + 0.6:
-                pass
-            assert child.stdout is not None
-            child.stdout.readline()  # beside other work it may take longer than the loop above
-        end = time.time()
-        mine = time.process_time() - mine
-        time.sleep(0.7)
+    with subprocess.Popen(
+        [sys.executable, "-c", root], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdout.readline()
+        with CpuWatch(process.pid) as watch:
+            time.sleep(0.7)
+            start = time.time()
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            mine = float(process.stdout.readline())
+            end = time.time()
+            time.sleep(0.7)
+        process.communicate("end\n")
     spent = watch.between(start, end)
     assert 0.7 <= spent["ray"] < 1.2
     assert spent["driver"] == pytest.approx(mine, abs=0.15)

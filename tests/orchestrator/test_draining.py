@@ -253,9 +253,11 @@ def drain(address: str, node: str) -> None:
 
 
 def test_trials_of_a_real_node_that_drains_move_and_nothing_counts(
-    two_nodes: str, tmp_path: Path
+    two_nodes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = drive.write_experiment(tmp_path, "s", epochs=5, more=here.ON_RAY)
+    # Asked often and with epochs to spare, for the trials not to end before the driver has asked.
+    monkeypatch.setattr("orchestrator.draining.EVERY_S", 0.1)
+    file = drive.write_experiment(tmp_path, "s", epochs=20, more=here.ON_RAY)
     drive.without_retraining(file)
     drained: list[str] = []
 
@@ -279,7 +281,7 @@ def test_trials_of_a_real_node_that_drains_move_and_nothing_counts(
     assert code == 0, out
     assert f"node {drained[0][:8]} is to go in" in out
     rows = drive.rows(tmp_path / "s")
-    assert [(row["status"], row["epochs_done"]) for row in rows] == [("finished", 5)] * 2
+    assert [(row["status"], row["epochs_done"]) for row in rows] == [("finished", 20)] * 2
     moved = 0
     for row in rows:
         told = parse(log_file(tmp_path / "s", row["key"]).read_bytes())
@@ -290,5 +292,5 @@ def test_trials_of_a_real_node_that_drains_move_and_nothing_counts(
             on = told[names.index("continued")]
             # Nothing is lost: it goes on behind the epoch after which it was moved.
             assert on["epoch"] >= told[names.index("moved")]["epoch"] >= 1
-            assert [e["epoch"] for e in told if e["event"] == "epoch"] == list(range(1, 6))
+            assert [e["epoch"] for e in told if e["event"] == "epoch"] == list(range(1, 21))
     assert moved == 1
