@@ -10,6 +10,7 @@ from spaces.core.mixture import Norm
 
 MOMENTUM = 0.1
 EPSILON = 1e-5
+_FEWEST_CHANNELS = 8
 
 
 class BatchNorm(nn.Module):
@@ -118,10 +119,35 @@ def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
     return functional.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
 
 
+class HalvingConv(nn.Conv2d):
+    """1x1 convolution of stride 2, without a bias."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__(in_channels, channels, 1, stride=2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, in_channels, H, W)` to `(B, channels, ceil(H / 2), ceil(W / 2))`."""
+        return halving(x, self.weight)
+
+
+def halving(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the 1x1 convolution of stride 2 of `(B, C, H, W)`, at any number of channels.
+
+    oneDNN's convolution for AVX2 without AVX-512 (3.13.3, of torch 2.15) writes beyond its memory
+    in the gradient of the weight where pixels of channels_last have less than eight channels: the
+    process dies, or worse. There the pixels are picked first.
+    """
+    if weight.shape[1] < _FEWEST_CHANNELS:
+        return functional.conv2d(x[:, :, ::2, ::2], weight)
+    return functional.conv2d(x, weight, stride=2)
+
+
 def convolution(in_channels: int, channels: int, kernel: int, *, stride: int) -> nn.Conv2d:
     """Build a convolution without a bias that keeps the size at stride 1."""
     if kernel == 1 and stride == 1:
         return PointwiseConv(in_channels, channels)
+    if kernel == 1 and stride == 2:
+        return HalvingConv(in_channels, channels)
     return nn.Conv2d(in_channels, channels, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
@@ -151,6 +177,8 @@ class ConvNorm(nn.Module):
         weight = self.convolution.weight[rows]
         if isinstance(self.convolution, PointwiseConv):
             x = _pointwise(source.rectified, weight)
+        elif isinstance(self.convolution, HalvingConv):
+            x = halving(source.rectified, weight)
         else:
             stride, padding = self.convolution.stride[0], weight.shape[-1] // 2
             x = functional.conv2d(source.rectified, weight, stride=stride, padding=padding)
@@ -168,8 +196,8 @@ class FactorizedReduce(nn.Module):
     def __init__(self, in_channels: int, channels: int, *, affine: bool) -> None:
         super().__init__()
         half = channels // 2
-        self.even = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(in_channels, channels - half, 1, stride=2, bias=False)
+        self.even = HalvingConv(in_channels, half)
+        self.odd = HalvingConv(in_channels, channels - half)
         self.batch_norm = BatchNorm(channels, affine=affine)
 
     def forward(self, source: Source, norm: Norm, scale: Tensor | None = None) -> Tensor:

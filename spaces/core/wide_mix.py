@@ -21,6 +21,7 @@ from spaces.core.layers import (
     BatchNorm,
     FactorizedReduce,
     Source,
+    halving,
     shifted_by_one,
 )
 from spaces.core.mixture import Norm
@@ -243,7 +244,7 @@ class _Reduce:
 
     def __call__(self, x: Tensor, norm: Norm, scale: Tensor) -> Tensor:
         halves = [
-            functional.conv2d(part, join(), stride=2).permute(0, 2, 3, 1)
+            halving(part, join()).permute(0, 2, 3, 1)
             for part, join in ((x, self._even), (shifted_by_one(x), self._odd))
         ]
         # Channels of one edge beside each other, as its norm has them.

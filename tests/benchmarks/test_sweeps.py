@@ -79,7 +79,8 @@ def test_cpu_seconds_are_those_of_a_process_and_its_children() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", root], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.stdout.readline()
         with CpuWatch(process.pid) as watch:
             time.sleep(0.7)
