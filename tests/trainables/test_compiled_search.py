@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from spaces.core.space import Space
 from tests.trainables import searches
 from tests.trainables.searches import differences, small_search, untimed
 from tests.trainables.test_engine import CPU, GPU, P_DARTS, chosen, engine_of, twenty_steps
@@ -156,3 +157,98 @@ def test_what_fails_in_its_first_step_goes_on_eagerly_from_the_state_before(
     assert trial.fingerprint.engine == "eager-cpu"
     assert str(error).rstrip(".") in trial.engine.why
     assert sum("cells cannot be compiled" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_what_fails_after_its_first_step_is_an_error_and_no_change_of_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = False
+
+    def failing(self: CompiledCells, run: Any, *arguments: Any) -> Tensor:
+        if self.on and broken:
+            raise CompileError("out of memory")
+        found: Tensor = run(*arguments)
+        return found
+
+    monkeypatch.setattr(CompiledCells, "__call__", failing)
+    trial = small_search(engine="compile")
+    trial.run_epoch()
+    broken = True
+    with pytest.raises(CompileError, match="out of memory"):
+        trial.run_epoch()
+    assert trial.engine.name == "compile"
+
+
+def test_passes_outside_of_steps_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[tuple[bool, bool]] = []
+
+    def noting(self: CompiledCells, run: Any, *arguments: Any) -> Tensor:
+        trained.append((self.on, torch.is_grad_enabled()))
+        found: Tensor = run(*arguments)
+        return found
+
+    monkeypatch.setattr(CompiledCells, "__call__", noting)
+    small_search(engine="compile", epochs=1).run()
+    assert set(trained) == {(True, True), (False, False)}
+
+
+class Own(nn.Module):
+    """A supernet of the space's own, which knows nothing of compiled cells."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *arguments: Any, **more: Any) -> Tensor:
+        found: Tensor = self.inner(*arguments, **more)
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "calls":
+            raise AttributeError(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.inner, name)
+
+
+def test_a_supernet_of_the_spaces_own_runs_eagerly_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    build = Space.build_supernet
+    monkeypatch.setattr(Space, "build_supernet", lambda self, *a, **k: Own(build(self, *a, **k)))
+    trial = small_search(engine="compile", epochs=1)
+    trial.run()
+    assert trial.fingerprint.engine == "eager-cpu"
+    (record,) = caplog.records
+    assert "its supernet is the space's own, without the attribute `calls`" in record.getMessage()
+
+
+def test_nothing_is_compiled_until_calls_are_to_be(traced: list[int]) -> None:
+    cells, cell = CompiledCells(), nn.Linear(2, 2)
+    x = torch.ones(1, 2)
+    expected = cells(lambda each, value: each(value), cell, x)
+    assert traced == []
+    cells.on = True
+    torch.testing.assert_close(cells(lambda each, value: each(value), cell, x), expected)
+    assert len(traced) == 1
+
+
+def test_more_versions_than_allowed_are_an_error(
+    traced: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CompiledCells, "LIMIT", 2)
+    cells, cell = CompiledCells(), nn.Linear(2, 2)
+    cells.on = True
+
+    def call(count: int) -> None:
+        cells(run, cell, torch.ones(count, 2))
+
+    def run(each: nn.Module, value: Tensor) -> Tensor:
+        found: Tensor = each(value)
+        return found
+
+    call(1)
+    call(2)
+    with pytest.raises(CompileError, match="recompile"):
+        call(3)
