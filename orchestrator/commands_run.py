@@ -254,10 +254,10 @@ def training(study_name: str, root: Path) -> Iterator[Reporter]:
 def finish(outcome: Outcome, root: Path, as_json: bool) -> None:
     """Write the report, print the table and where to look next, and exit."""
     from orchestrator import tracking
-    from orchestrator.report import write_report
+    from orchestrator.report import update_report
 
     study = _open(outcome.study_name, root)
-    report = write_report(study)
+    report = update_report(study)
     tracking.send_later(study, tracking.tracking_uri(study.experiment, study.root))
     failed = outcome.failed + outcome.diverged
     if as_json:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -73,6 +76,8 @@ SECTIONS: tuple[Section, ...] = (
 """Sections between accuracy and cost: each takes a study, its rows and the report's folder."""
 
 _MOST_TRACEBACKS, _MOST_SETTINGS = 20, 12
+_SHOWS = "shows"
+"""Key in table.json of a digest of what the report was made from."""
 _STATUS_WORDS = {
     "finished": "finished",
     "stopped": "stopped early",
@@ -86,13 +91,17 @@ _STATUS_WORDS = {
 
 @dataclass(frozen=True)
 class Report:
-    """Where a report is written, the study's rows, its table, what its oracle says, and costs."""
+    """Where a report is written, the study's rows, its table, what its oracle says, and costs.
+
+    The sentences are those below the table.
+    """
 
     rows: list[Row]
     markdown: Path
     html: Path
     table: Path
     results: list[Result]
+    sentences: list[str]
     oracle: OracleView
     costs: CostView
 
@@ -104,23 +113,66 @@ class Report:
 
 def write_report(study: Study) -> Report:
     """Write the report of what a study's folder holds now, finished or not."""
-    report, blocks, title = build(study)
-    replace_file(
-        report.table, json.dumps(_document(study, report), indent=2, allow_nan=False).encode()
-    )
+    report = summarize(study)
+    blocks, title = build(study, report)
+    table = {**_document(study, report), _SHOWS: _fingerprint(study, report)}
     replace_file(report.html, to_html(blocks, title).encode())
     replace_file(report.markdown, to_markdown(blocks, study.report).encode())
+    # The last: only a whole report says what it shows.
+    replace_file(report.table, json.dumps(table, indent=2, allow_nan=False).encode())
     return report
 
 
-def build(study: Study) -> tuple[Report, list[Block], str]:
-    """Return a study's report, its blocks, whose pictures are written, and its title."""
+def update_report(study: Study) -> Report:
+    """Write the report unless the one that is there shows all that there is: pictures take long."""
+    report = summarize(study)
+    try:
+        shown = json.loads(report.table.read_bytes())[_SHOWS]
+    except (OSError, ValueError, KeyError, TypeError):
+        shown = None
+    whole = report.html.is_file() and report.markdown.is_file()
+    return report if whole and shown == _fingerprint(study, report) else write_report(study)
+
+
+def _fingerprint(study: Study, report: Report) -> str:
+    """Return a digest of all that a report is made from: rows, partial ones too, and settings."""
+    files = [
+        study.experiment_file,
+        *sorted((study.path / "ledger").glob("*.json")),
+        *sorted((study.path / "checkpoints").glob("*/row.json")),
+    ]
+    known = []
+    for file in files:
+        with contextlib.suppress(OSError):
+            stat = file.stat()
+            known.append([file.name, file.parent.name, stat.st_size, stat.st_mtime_ns])
+    state = [repr(block) for block in _state(study)]  # a driver may have ended since
+    whole = [version("nas-orchestrator"), _document(study, report), state, known]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def summarize(study: Study) -> Report:
+    """Return what a report has in numbers; nothing is written."""
     rows = oracle_metric.filled(study, study.rows())
+    results, sentences = _table(study, rows)
+    folder = study.report
+    return Report(
+        rows=rows,
+        markdown=folder / "report.md",
+        html=folder / "report.html",
+        table=folder / "table.json",
+        results=results,
+        sentences=sentences,
+        oracle=oracle_report.view(rows, *oracle.of_study(study)),
+        costs=cost_report.view(_counted(study, rows), study.experiment.limits),
+    )
+
+
+def build(study: Study, report: Report) -> tuple[list[Block], str]:
+    """Return the blocks of a study's report, whose pictures are written, and its title."""
+    rows, results = report.rows, report.results
     stage = study.experiment.trainable
     swept = stage == "retrain"
-    results, sentences = _table(study, rows)
-    costs = cost_report.view(_counted(study, rows), study.experiment.limits)
-    truth = oracle_report.view(rows, *oracle.of_study(study))
     spending = read_spending(study.path)
     folder = study.report
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,13 +192,13 @@ def build(study: Study) -> tuple[Report, list[Block], str]:
             NUMERIC,
             [_interval(result) for result in results] if len(results) > 1 else (),
         ),
-        Paragraph(" ".join(sentences)),
+        Paragraph(" ".join(report.sentences)),
         *([Paragraph(str(spending))] if spending is not None else []),
         *_compared_blocks(study, [row for row in rows if row.stage == stage], results, folder),
-        *oracle_report.blocks(truth, folder),
+        *oracle_report.blocks(report.oracle, folder),
         *_diagnosis_blocks(rows, folder),
         *(block for section in SECTIONS for block in _section(section, study, rows, folder)),
-        *cost_report.blocks(costs, folder),
+        *cost_report.blocks(report.costs, folder),
         *hours_report.blocks(rows, results, folder),
         *genotype_report.blocks(rows, results, folder),
         *_retrain_blocks(rows, compared=swept),
@@ -160,16 +212,7 @@ def build(study: Study) -> tuple[Report, list[Block], str]:
     ]
     if study.simulated:
         blocks = [_as_simulated(block) for block in blocks]
-    report = Report(
-        rows=rows,
-        markdown=folder / "report.md",
-        html=folder / "report.html",
-        table=folder / "table.json",
-        results=results,
-        oracle=truth,
-        costs=costs,
-    )
-    return report, blocks, title
+    return blocks, title
 
 
 def _section(section: Section, study: Study, rows: Sequence[Row], folder: Path) -> list[Block]:

@@ -74,13 +74,13 @@ class LivePage:
             NasError: There is no last one.
         """
         from orchestrator.document import to_html
-        from orchestrator.report import build
+        from orchestrator.report import build, summarize
 
         with self._lock:
             state = self._state()
             if state != self._seen:
                 try:
-                    _, blocks, title = build(self._study)
+                    blocks, title = build(self._study, summarize(self._study))
                     self._html = to_html(blocks, title, live=True).encode()
                 except (NasError, OSError) as error:
                     if not self._html:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestrator import plots
+from orchestrator import plots, report
 from orchestrator.document import Code, Grid, Heading, Paragraph, Picture, to_html, to_markdown
-from orchestrator.report import write_report
+from orchestrator.report import update_report, write_report
 from orchestrator.results import COLUMNS, caption, document, tabulate
 from orchestrator.study import Study
 from spaces.core.text import parse
@@ -227,3 +229,78 @@ def test_text_of_users_is_escaped(tmp_path: Path) -> None:
 def test_a_picture_is_relative_in_markdown(tmp_path: Path) -> None:
     picture = Picture(tmp_path / "images" / "a.png", "cap")
     assert to_markdown([picture], tmp_path) == "![cap](images/a.png)\n"
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts how often a report was made; pictures, which take long, are left out."""
+    made: list[int] = []
+
+    def counting(*_: Any) -> Any:
+        made.append(1)
+        return [Paragraph(f"page {len(made)}")], "title"
+
+    monkeypatch.setattr(report, "build", counting)
+    return made
+
+
+def test_a_report_that_shows_all_there_is_is_not_made_again(study: Study, drawn: list[int]) -> None:
+    first = update_report(study)
+    page = first.html.read_bytes()
+    again = update_report(study)
+    assert len(drawn) == 1
+    assert again == first
+    assert first.html.read_bytes() == page
+    write_report(study)  # whoever asks for it has it made
+    assert len(drawn) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["row", "again", "removed", "partial", "settings", "page", "markdown", "table", "torn"],
+)
+def test_a_report_is_made_again_where_anything_has_changed(
+    change: str, study: Study, drawn: list[int]
+) -> None:
+    written = update_report(study)
+    one = sorted((study.path / "ledger").glob("*.json"))[0]
+    partial = study.path / "checkpoints" / one.stem / "row.json"
+    file = {"page": written.html, "markdown": written.markdown, "table": written.table}
+    if change == "row":
+        study.ledger.write(search_row("darts", 7, [0.99]))
+    elif change == "again":  # the same row, as a trial leaves it that has run again
+        os.utime(one, ns=(1, 1))
+    elif change == "removed":
+        one.unlink()
+    elif change == "partial":
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(one.read_bytes())
+    elif change == "settings":
+        with study.experiment_file.open("a") as settings:
+            settings.write("# another day\n")
+    elif change == "torn":
+        written.table.write_bytes(written.table.read_bytes()[:-9])
+    else:
+        file[change].unlink()
+    update_report(study)
+    assert len(drawn) == 2
+    assert all(path.is_file() for path in file.values())
+    update_report(study)
+    assert len(drawn) == 2
+
+
+def test_a_report_cut_off_while_it_was_written_is_made_again(
+    study: Study, drawn: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update_report(study)
+    study.ledger.write(search_row("darts", 7, [0.99]))
+    with monkeypatch.context() as broken:
+        broken.setattr(report, "to_markdown", _no_room)
+        with pytest.raises(OSError, match="no room"):
+            update_report(study)
+    update_report(study)
+    assert len(drawn) == 3
+
+
+def _no_room(*_: Any) -> str:
+    raise OSError("no room")
