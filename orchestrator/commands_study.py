@@ -178,6 +178,7 @@ def study_state(study: Study) -> dict[str, Any]:
         "command": study.command,
         "search": summary.counts.get("search", {}),
         "retrain": summary.counts.get("retrain", {}),
+        "metric": study.experiment.metric_of(study.experiment.trainable),
         "best": summary.best_value,
         "best_label": None if best is None else results.row_label(best),
         "best_seed": None if best is None else best.seed,
@@ -235,7 +236,9 @@ def _counts(counts: dict[str, int]) -> str:
 def _best(state: dict[str, Any]) -> str:
     if state["best"] is None:
         return "–"
-    return f"{100 * state['best']:.2f} %  {state['best_label']}, seed {state['best_seed']}"
+    name, value = display.show_metric(state["metric"], state["best"])
+    what = "" if state["metric"].endswith("_accuracy") else f" {name}"
+    return f"{value}{what}  {state['best_label']}, seed {state['best_seed']}"
 
 
 def _show_state(state: dict[str, Any]) -> None:

@@ -84,7 +84,22 @@ def progress_line(progress: Progress) -> str:
 
 
 def _best(progress: Progress) -> str:
-    return f"best {progress.best_split} {100 * (progress.best or 0.0):.2f} %"
+    name, value = show_metric(progress.metric, progress.best or 0.0)
+    return f"best {name} {value}"
+
+
+def show_metric(metric: str, value: float) -> tuple[str, str]:
+    """Return a short name of a metric and its value as shown: shares in percent.
+
+    Args:
+        metric: Such as "val_accuracy", "val_loss" or "oracle/test_regret".
+        value: A share for accuracies and regrets.
+    """
+    if metric.endswith("_accuracy"):
+        return metric.removesuffix("_accuracy"), f"{100 * value:.2f} %"
+    if metric.endswith("_regret"):
+        return metric, f"{100 * value:.2f} %"
+    return metric, f"{value:.4g}"
 
 
 class PlainReporter:

@@ -267,7 +267,7 @@ class Monitor:
             stopped=counts.count("stopped"),
             best=self.best,
             best_label=self.best_label,
-            best_split=self.study.experiment.metric_of(self.stage).partition("_")[0],
+            metric=self.study.experiment.metric_of(self.stage),
             elapsed_s=time.time() - self.started,
             left_s=self._left(),
         )

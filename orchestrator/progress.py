@@ -20,9 +20,9 @@ class Progress:
         running: Rows that are being trained now.
         failed: Rows of `done` that failed, diverged or ran out of memory.
         stopped: Rows of `done` that a scheduler stopped early.
-        best: Best value of the study's metric so far, a share, or None.
+        best: Best value of the study's metric so far, or None.
         best_label: Row label of the best value.
-        best_split: Split that the best value is of: "val" or "test".
+        metric: What the best value is of, such as "val_accuracy".
         elapsed_s: Seconds since the command started.
         left_s: Estimated seconds to the end of the stage, or None while unknown.
     """
@@ -35,7 +35,7 @@ class Progress:
     stopped: int = 0
     best: float | None = None
     best_label: str = ""
-    best_split: str = "val"
+    metric: str = "val_accuracy"
     elapsed_s: float = 0.0
     left_s: float | None = None
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from orchestrator import display
+from orchestrator import cli, display
 from orchestrator.progress import Estimate, Progress, TrialPlan
+from tests.orchestrator.fake_study import YAML, make_study, search_row
 
 PROGRESS = Progress(
     "search",
@@ -171,7 +173,32 @@ def test_an_outline_has_a_line_a_value() -> None:
 
 
 def test_a_finished_stage_has_no_time_left_and_retraining_shows_the_test_split() -> None:
-    done = replace(PROGRESS, stage="retrain", best_split="test", done=9, running=0)
+    done = replace(PROGRESS, stage="retrain", metric="test_accuracy", done=9, running=0)
     line = display.progress_line(done)
     assert "best test 95.12 %" in line
     assert line.endswith(" · 41 s")
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "shown"),
+    [
+        ("val_accuracy", 0.9512, "best val 95.12 %"),
+        ("val_loss", 0.16234, "best val_loss 0.1623"),
+        ("oracle/test_accuracy", 0.9437, "best oracle/test 94.37 %"),
+        ("oracle/test_regret", 0.401, "best oracle/test_regret 40.10 %"),
+        ("hessian_eigenvalue", 12.0, "best hessian_eigenvalue 12"),
+    ],
+)
+def test_only_shares_are_shown_in_percent(metric: str, value: float, shown: str) -> None:
+    line = display.progress_line(replace(PROGRESS, metric=metric, best=value))
+    assert f"{shown} (" in line
+
+
+def test_nas_status_shows_a_loss_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tune = "tune: {metric: val_loss, mode: min}\n"
+    made = make_study(tmp_path / "studies", YAML.replace("search:", tune + "search:"))
+    curve = [{"epoch": 1, "val_accuracy": 0.9, "val_loss": 0.16234}]
+    made.ledger.write(search_row("darts", 0, [0.9], curve=curve))
+    with pytest.raises(SystemExit):
+        cli.main(["status", made.name, "--root", str(made.root)])
+    assert "0.1623 val_loss  darts, seed 0" in capsys.readouterr().out
