@@ -61,7 +61,6 @@ if TYPE_CHECKING:
 
 DRAIN_PATIENCE_S = 15.0
 SIMULATED_PATIENCE_S = 5.0
-STORE_PATIENCE_S = 20.0
 
 
 def run_study(experiment: Experiment, root: Path, *, command: str, reporter: Reporter) -> Outcome:
@@ -191,10 +190,9 @@ class _Driver:
             packing = None
             if self.study.simulated:
                 self.simulation = SimulatedStudy(self.study)
-                store, identity = None, self.simulation.identity(plugins_digest=digest)
+                identity = self.simulation.identity(plugins_digest=digest)
             else:
                 packing = make_packing(self.experiment, self.reporter.message)
-                store = tracking.start_preparing(self.study, uri)
                 identity = planning.identity(self.experiment, plugins_digest=digest)
             self.identity = identity
             metric, oracle = self.experiment.tune.metric, None
@@ -212,7 +210,7 @@ class _Driver:
                 oracle_metric=oracle,
             )
             self.outbox = self.stack.enter_context(Outbox(self.study.outbox))
-            self.stack.enter_context(self._tracking(uri, store))
+            self.stack.enter_context(self._tracking(uri))
             complete, planned = False, set[str]()
             try:
                 complete, planned = self._run_stages(stages)
@@ -245,14 +243,12 @@ class _Driver:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {self.command}\n")
 
     @contextlib.contextmanager
-    def _tracking(self, uri: str, preparing: subprocess.Popen[bytes] | None) -> Iterator[None]:
+    def _tracking(self, uri: str) -> Iterator[None]:
         """Have the outbox drained by a process of its own while the study runs.
 
-        Only a new store is waited for, and not for long: it gets its tables before Ray starts.
-        After that neither this process nor a worker ever waits for MLflow.
+        It makes the tables of a new store too. Neither this process nor a worker waits for MLflow
+        before the end.
         """
-        if preparing is not None:
-            tracking.wait_a_while(preparing, STORE_PATIENCE_S)
         notice = tracking.store_notice(self.study.root)
         if notice:
             self.reporter.message(notice)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,6 @@ __all__ = [
     "rebuild",
     "reconcile",
     "start_drain",
-    "start_preparing",
     "store_notice",
     "tracking_uri",
 ]
@@ -169,7 +168,19 @@ def start_drain(study: Study, uri: str) -> subprocess.Popen[bytes]:
     down.
     """
     arguments = ["--study", os.fspath(study.path), "--follow", str(os.getpid())]
-    return _start(study, ["-m", "orchestrator.tracking", *arguments], uri)
+    study.logs.mkdir(parents=True, exist_ok=True)
+    package = os.fspath(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    with (study.logs / "tracking.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.tracking", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            # Not among the arguments, which everybody on the machine sees: it may hold a password.
+            env={**os.environ, "PYTHONPATH": path, _URI: uri},
+            start_new_session=True,  # Ctrl-C is for the driver
+        )
 
 
 def send_later(study: Study, uri: str) -> None:
@@ -177,18 +188,6 @@ def send_later(study: Study, uri: str) -> None:
     process = start_drain(study, uri)
     if process is not None:  # tests keep MLflow out
         _GOING_ON.append(process)
-
-
-def start_preparing(study: Study, uri: str) -> subprocess.Popen[bytes] | None:
-    """Start making the tables of a store in a process of its own, or return None if they are there.
-
-    The driver waits for it before it starts Ray, so that whatever a study starts finds a store. A
-    server makes its own tables; of another database it is not asked here whether it has them.
-    """
-    if not is_database(uri) or has_tables(uri):
-        return None
-    code = f"from orchestrator.tracking import *; prepare_store(os.environ[{_URI!r}])"
-    return _start(study, ["-c", f"import os; {code}"], uri)
 
 
 def wait_a_while(process: subprocess.Popen[bytes], seconds: float) -> bool:
@@ -202,22 +201,6 @@ def wait_a_while(process: subprocess.Popen[bytes], seconds: float) -> bool:
 
 _GOING_ON: list[subprocess.Popen[bytes]] = []
 """Processes that nobody waits for any more; Python would warn of one that is merely dropped."""
-
-
-def _start(study: Study, arguments: Sequence[str], uri: str) -> subprocess.Popen[bytes]:
-    study.logs.mkdir(parents=True, exist_ok=True)
-    package = os.fspath(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    with (study.logs / "tracking.log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            # Not among the arguments, which everybody on the machine sees: it may hold a password.
-            env={**os.environ, "PYTHONPATH": path, _URI: uri},
-            start_new_session=True,  # Ctrl-C is for the driver
-        )
 
 
 class MlflowStore:

@@ -1,7 +1,7 @@
 """MLflow's pages on a store, opened in headless Chromium; the pictures of docs/mlflow.md.
 
 `python -m tests.mlflow_pages STUDY ROOT FOLDER` writes the pictures of a study that `nas sync` has
-sent to the store of the folder ROOT.
+sent to the store of the folder ROOT; with `compare` behind it, that of twenty runs compared alone.
 """
 
 from __future__ import annotations
@@ -151,11 +151,28 @@ def pictures(study: str, root: Path, folder: Path) -> None:
         page.click(_named("button", "Show more"))
         page.wait("Boolean(document.querySelector('img[src*=cell]')?.naturalWidth)", _SECONDS)
         _take(page, folder / "run.png")
+
+
+def compared(study: str, root: Path, folder: Path) -> None:
+    """Write the picture of twenty runs compared, those of the study's first configurations."""
+    from mlflow import MlflowClient
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with server(default_uri(root)) as address, browser.page() as page:
+        client = MlflowClient(address, address)
+        experiment = client.get_experiment_by_name(study)
+        assert experiment is not None
+        at = experiment.experiment_id
+        # One seed each would be nine runs of this study's grid: seeds of all configurations.
+        order = ["tags.seed ASC"]
+        searches = client.search_runs([at], "tags.stage = 'search'", order_by=order)
         chosen = [each.info.run_id for each in searches[:20]]
+        page.size(_WIDTH, _HEIGHT)
         _open(page, comparison(address, at, chosen), "Comparing 20 Runs")
-        page.wait("Boolean(document.querySelector('.parcoords, .plotly'))", _SECONDS)
+        page.wait("document.querySelectorAll('.js-plotly-plot .axis-heading').length > 2", _SECONDS)
         _take(page, folder / "compare.png")
 
 
 if __name__ == "__main__":
-    pictures(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    make = compared if sys.argv[4:] == ["compare"] else pictures
+    make(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

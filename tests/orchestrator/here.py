@@ -114,7 +114,6 @@ class Nas:
                 patch.setattr(sweep, "make_callback", often)
             if not mlflow:
                 # Tables and drain are processes of their own: the outbox is left as it is.
-                patch.setattr(tracking, "start_preparing", lambda study, uri: None)
                 patch.setattr(tracking, "start_drain", lambda study, uri: None)
                 patch.setattr(tracking, "wait_a_while", lambda process, seconds: True)
             try:

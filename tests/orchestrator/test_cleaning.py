@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import cleaning, knowledge, tracking
+from orchestrator import cleaning, knowledge
 from orchestrator.errors import StudyError
 from orchestrator.outbox import Outbox
 from orchestrator.runner import resume_study
@@ -64,6 +64,5 @@ def test_a_full_disk_is_said_with_what_to_do(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Outbox, "append", full)
-    monkeypatch.setattr(tracking, "start_preparing", lambda study, uri: None)
     with pytest.raises(StudyError, match=r"make room in .*, then `nas resume tiny`"):
         resume_study(study, command="nas resume tiny", reporter=Silent())

@@ -85,7 +85,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
         monkeypatch.setattr(plan_runner.PlanRunner, "run_plan", run_plan)
         monkeypatch.setattr(runner._Driver, "_count_costs", lambda driver: None)
-        monkeypatch.setattr(tracking, "start_preparing", lambda study, uri: None)
         monkeypatch.setattr(tracking, "start_drain", lambda study, uri: None)
         monkeypatch.setattr(tracking, "wait_a_while", lambda process, seconds: True)
         file = tmp_path / "s.yaml"

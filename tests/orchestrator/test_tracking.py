@@ -19,11 +19,11 @@ from mlflow.entities import Run
 from PIL import Image
 
 from orchestrator import tracking
-from orchestrator.runner import resume_study
 from orchestrator.study import Study
 from orchestrator.tracking_location import has_tables
 from orchestrator.tracking_runs import RunRefusedError
 from orchestrator.tracking_view import Point
+from tests.orchestrator import drive
 from tests.orchestrator.fake_driver import Driver, make_row, make_study
 
 PREPARE = "import sys; from orchestrator.tracking import prepare_store; prepare_store(sys.argv[1])"
@@ -253,18 +253,15 @@ def test_the_drain_process_explains_a_missing_study(
     assert "no study" in caplog.text
 
 
-def test_a_new_store_is_made_by_a_process_that_the_driver_can_wait_for(tmp_path: Path) -> None:
+def test_the_drain_makes_the_tables_of_a_new_store(tmp_path: Path) -> None:
     study = make_study(tmp_path, "first")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert not has_tables(uri)
-    process = tracking.start_preparing(study, uri)
-    assert process is not None
-    assert process.wait(timeout=120) == 0, (study.logs / "tracking.log").read_text()
-    assert has_tables(uri)
+    process = tracking.start_drain(study, uri)
+    assert drive.wait_for(lambda: has_tables(uri), tmp_path)
+    process.terminate()
+    process.wait()
     assert MlflowClient(uri).search_experiments()
-    # Asked again, and of a server, there is nothing to make and nothing is started.
-    assert tracking.start_preparing(study, uri) is None
-    assert tracking.start_preparing(study, "http://127.0.0.1:1") is None
 
 
 def test_half_made_and_foreign_files_are_no_store(tmp_path: Path) -> None:
@@ -295,35 +292,3 @@ def test_a_process_that_takes_long_is_left_to_itself_without_a_warning() -> None
     os.kill(pid, 0)  # and it is there
     stdin.close()
     tracking._GOING_ON.pop().wait(60)
-
-
-class RayStartsError(Exception):
-    pass
-
-
-class Silent:
-    def update(self, progress: Any) -> None:
-        pass
-
-    def message(self, text: str) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def test_the_store_has_its_tables_before_ray_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = make_study(tmp_path, "ordered")
-    found: list[bool] = []
-
-    def starts(*_args: object, **_options: object) -> None:
-        found.append(has_tables(f"sqlite:///{tmp_path / 'mlflow.db'}"))
-        raise RayStartsError
-
-    monkeypatch.setattr("orchestrator.sweep.cluster", starts)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(RayStartsError):
-        resume_study(study, command="nas resume", reporter=Silent())
-    assert found == [True]
