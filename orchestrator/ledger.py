@@ -17,7 +17,6 @@ import math
 import os
 import re
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
@@ -30,8 +29,6 @@ ROW_FORMAT = 1
 Stage = Literal["search", "retrain"]
 Status = Literal["running", "finished", "stopped", "diverged", "oom", "failed"]
 
-_CHECKSUM = "crc32"
-_SEAL = b'{"crc32":"%08x",'
 _KEY = re.compile(r"[0-9a-f]{16}")
 _log = logging.getLogger(__name__)
 
@@ -362,7 +359,7 @@ class Ledger:
 def write_row(path: Path, row: Row, *, durable: bool = True) -> None:
     """Write a row, finished or partial, so that a reader sees the old file or the new one."""
     text = json.dumps(row.to_json(), separators=(",", ":"), allow_nan=False)
-    replace_file(path, _sealed(text.encode()), durable=durable)
+    replace_file(path, json_files.sealed(text.encode()), durable=durable)
 
 
 def read_row(path: Path) -> Row | None:
@@ -374,7 +371,7 @@ def read_row(path: Path) -> Row | None:
     """
     for attempt in range(3):
         try:
-            form, sealed = _unsealed(path.read_bytes())
+            form, sealed = json_files.unsealed(path.read_bytes())
             return Row.from_json(form, sealed=sealed)
         except FileNotFoundError:
             return None
@@ -385,26 +382,6 @@ def read_row(path: Path) -> Row | None:
             if error.errno != errno.ESTALE or attempt == 2:
                 raise
     return None
-
-
-def _sealed(data: bytes) -> bytes:
-    """Return a row's JSON with a checksum in front, since a flipped digit is JSON too."""
-    return _SEAL % zlib.crc32(data) + data[1:]
-
-
-def _unsealed(data: bytes) -> tuple[Any, bool]:
-    """Return the JSON form of a row, and whether it has a checksum: of earlier versions none has.
-
-    Raises:
-        ValueError: It is no JSON, or not what was written.
-    """
-    form = json_files.parse(data)
-    if not isinstance(form, dict) or _CHECKSUM not in form:
-        return form, False
-    rest = b"{" + data[len(_SEAL % 0) :]
-    if not data.startswith(_SEAL % zlib.crc32(rest)):
-        raise ValueError("its checksum is that of another content")
-    return form, True
 
 
 def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:

@@ -42,7 +42,8 @@ def state_name(generation: int | str) -> str:
 def write_snapshot(path: Path, snapshot: Snapshot) -> None:
     """Write a snapshot so that it outlives a kill and a loss of power, or leave the old one."""
     form = {"format": FORMAT, **dataclasses.asdict(snapshot)}
-    replace_file(path, json.dumps(form, indent=1, allow_nan=False).encode())
+    text = json.dumps(form, indent=1, allow_nan=False)
+    replace_file(path, json_files.sealed(text.encode()))
 
 
 def read_snapshot(path: Path) -> Snapshot | None:
@@ -52,18 +53,13 @@ def read_snapshot(path: Path) -> Snapshot | None:
         StudyError: It is damaged, or of a newer format.
     """
     try:
-        form = json_files.parse(path.read_bytes())
+        form, _ = json_files.unsealed(path.read_bytes())
         if form["format"] > FORMAT:
             raise StudyError(
                 f"{path} has format {form['format']}, but this version reads formats up to "
                 f"{FORMAT}. Update nas-orchestrator."
             )
-        return Snapshot(
-            label=str(form["label"]),
-            seed=int(form["seed"]),
-            epochs=int(form["epochs"]),
-            generations=tuple(_generation(each) for each in form["generations"]),
-        )
+        return _snapshot(form)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
@@ -72,13 +68,48 @@ def read_snapshot(path: Path) -> Snapshot | None:
         ) from error
 
 
+def _snapshot(form: dict[str, Any]) -> Snapshot:
+    """Return what `dataclasses.asdict` made of a snapshot.
+
+    Raises:
+        ValueError, TypeError, KeyError: It is none.
+    """
+    generations = tuple(_generation(each) for each in form["generations"])
+    starts = [each.start for each in generations]
+    members = {len(each.parts) for each in generations}
+    ended = [each.values is not None for each in generations[:-1]]
+    whole = isinstance(form["label"], str) and _is_count(form["seed"]) and _is_count(form["epochs"])
+    in_order = starts[:1] == [0] and starts == sorted(set(starts)) and starts[-1] <= form["epochs"]
+    if not (whole and in_order and len(members) == 1 and all(ended)):
+        raise ValueError("its generations do not follow each other")
+    return Snapshot(form["label"], form["seed"], form["epochs"], generations)
+
+
 def _generation(form: dict[str, Any]) -> Generation:
-    values = form["values"]
+    values, members = form["values"], range(len(form["parts"]))
+    parts = [(part["settings"], part["copied_from"]) for part in form["parts"]]
+    good = (
+        _is_count(form["start"])
+        and parts
+        and all(isinstance(settings, dict) for settings in (each[0] for each in parts))
+        and all(source is None or (_is_count(source) and source in members) for _, source in parts)
+        and (values is None or (len(values) == len(parts) and all(map(_is_value, values))))
+    )
+    if not good:
+        raise ValueError("a generation has members of another kind")
     return Generation(
-        start=int(form["start"]),
-        parts=tuple(Part(part["settings"], part["copied_from"]) for part in form["parts"]),
+        start=form["start"],
+        parts=tuple(Part(settings, source) for settings, source in parts),
         values=None if values is None else tuple(values),
     )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_value(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def snapshots(study: Path) -> list[Snapshot]:

@@ -18,7 +18,7 @@ from benchmarks.fuzzing.genotypes import Genotypes
 from benchmarks.fuzzing.outboxes import Mail, Outboxes
 from benchmarks.fuzzing.outcomes import Finding, Kind
 from benchmarks.fuzzing.studies import Studies
-from orchestrator import ledger, outbox
+from orchestrator import json_files, ledger, outbox
 from spaces.core.errors import NasError
 from trainables import state
 
@@ -86,7 +86,7 @@ def test_a_row_that_vanishes_silently_is_found(
 def test_a_row_whose_checksum_nobody_looks_at_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "_unsealed", lambda data: (ledger.json_files.parse(data), False))
+    monkeypatch.setattr(json_files, "unsealed", lambda data: (json_files.parse(data), False))
     with pytest.raises(Finding, match=r"loss: a damaged row was taken for whole"):
         stands(Studies(tmp_path, ("status",)), 300)
 

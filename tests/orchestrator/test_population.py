@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import population
@@ -203,6 +205,9 @@ def test_a_snapshot_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("{", "is damaged .* Remove it to train this population anew"),
         ('{"format": 1, "label": "x"}', "is damaged"),
         ('{"format": 2}', "has format 2, but this version reads formats up to 1"),
+        ("[]", "is damaged"),
+        ("[" * 2000, "is damaged"),
+        ("null", "is damaged"),
     ],
 )
 def test_a_damaged_snapshot_is_no_new_population(tmp_path: Path, text: str, message: str) -> None:
@@ -210,3 +215,65 @@ def test_a_damaged_snapshot_is_no_new_population(tmp_path: Path, text: str, mess
     path.write_text(text)
     with pytest.raises(StudyError, match=message):
         read_snapshot(path)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("label",), 3),
+        (("seed",), "3"),
+        (("epochs",), None),
+        (("epochs",), 1),
+        (("generations",), []),
+        (("generations",), {}),
+        (("generations", 0, "start"), 1),
+        (("generations", 1, "start"), 0),
+        (("generations", 1, "start"), 2.5),
+        (("generations", 0, "values"), None),
+        (("generations", 0, "values"), [0.1]),
+        (("generations", 0, "values", 0), "0.1"),
+        (("generations", 0, "values", 0), True),
+        (("generations", 0, "parts"), []),
+        (("generations", 0, "parts", 0), None),
+        (("generations", 1, "parts", 0, "settings"), 7),
+        (("generations", 1, "parts", 3, "copied_from"), 4),
+        (("generations", 1, "parts", 3, "copied_from"), -1),
+        (("generations", 1, "parts", 3, "copied_from"), "0"),
+    ],
+)
+def test_values_of_a_wrong_kind_are_a_damaged_snapshot(
+    tmp_path: Path, where: tuple[str | int, ...], value: Any
+) -> None:
+    path = tmp_path / "a.json"
+    done = Generation(0, FIRST, (0.1, None, 1 / 3, 0.7))
+    write_snapshot(path, Snapshot("x", 3, 6, (done, Generation(2, FIRST))))
+    form = json.loads(path.read_bytes())
+    del form["crc32"]  # as of an earlier version
+    path.write_text(json.dumps(form))
+    assert read_snapshot(path) is not None
+    inner = form
+    for step in where[:-1]:
+        inner = inner[step]
+    inner[where[-1]] = value
+    path.write_text(json.dumps(form))
+    with pytest.raises(StudyError, match="is damaged"):
+        read_snapshot(path)
+
+
+@given(data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_no_flipped_bit_of_a_snapshot_is_believed(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.json"
+        done = Generation(0, FIRST, (0.1, None, 1 / 3, 0.7))
+        snapshot = Snapshot("x", 3, 6, (done, Generation(2, FIRST)))
+        write_snapshot(path, snapshot)
+        written = bytearray(path.read_bytes())
+        place = data.draw(st.integers(0, len(written) - 1))
+        written[place] ^= 1 << data.draw(st.integers(0, 7))
+        path.write_bytes(written)
+        try:
+            found = read_snapshot(path)
+        except StudyError:
+            return
+        assert found == snapshot  # a space for another, or the name of the checksum
