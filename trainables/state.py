@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from spaces.core.errors import NasError
 from trainables.errors import StateError
 from trainables.settings import SearchPrecision
 
@@ -219,7 +220,7 @@ def taking(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except (StateError, torch.OutOfMemoryError, MemoryError):
         raise
-    except _DAMAGE as error:
+    except (*_DAMAGE, NasError) as error:  # a genotype that is none, too
         if "can't allocate memory" in str(error):
             raise
         raise StateError(f"{path} holds no state of this trial ({error!r:.200}).") from error

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from spaces.core.genotype import Genotype
 from trainables import state as state_module
 from trainables.errors import StateError
 from trainables.state import (
@@ -166,5 +167,7 @@ def test_a_state_of_other_shapes_is_named_and_full_memory_is_not_its_fault() -> 
     said = r"a.pt holds no state of this trial \(KeyError\('x'\)\)"
     with pytest.raises(StateError, match=said), taking("a.pt"):
         raise KeyError("x")
+    with pytest.raises(StateError, match=r"a.pt holds no state.*got list"), taking("a.pt"):
+        Genotype.from_json([])
     with pytest.raises(torch.OutOfMemoryError), taking("a.pt"):
         raise torch.OutOfMemoryError("CUDA out of memory.")
