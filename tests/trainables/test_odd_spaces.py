@@ -13,6 +13,7 @@ from torch import Tensor
 from spaces.core import source_mix
 from tests.trainables.searches import EDGELESS, ODD_SPACES, differences, flat, small_search, untimed
 from tests.trainables.test_amended import next_problem
+from trainables.datasets import digits
 from trainables.implicit import amended, by_difference, exactly
 from trainables.retrain import RetrainTrial
 from trainables.search import SearchTrial
@@ -149,11 +150,15 @@ def noisy_retraining(epochs: int = 2) -> RetrainTrial:
         genotype=space.discretize(half),
         space=ODD_SPACES["s4"],
         dataset="digits",
-        retrain={"epochs": epochs, "batch_size": 256, "channels": 2, "cells": 3, "drop_path": 0.2},
+        retrain={"epochs": epochs, "batch_size": 48, "channels": 2, "cells": 3, "drop_path": 0.2},
     )
 
 
-def test_a_genotype_with_noise_is_retrained_and_resumed_bit_for_bit() -> None:
+def test_a_genotype_with_noise_is_retrained_and_resumed_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load, few = digits.load, torch.arange(150)
+    monkeypatch.setattr(digits, "load", lambda *which: load(*which).subset(few))
     straight, stopped, resumed = (noisy_retraining() for _ in range(3))
     straight.run()
     stopped.run_epoch()
