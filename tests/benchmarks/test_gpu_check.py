@@ -44,6 +44,8 @@ def test_it_needs_torch_alone_and_says_what_it_found() -> None:
         "from benchmarks import gpu_check\n"
         "gpu_check.SPACES = gpu_check.SPACES[:1]\n"
         "gpu_check.METHODS_TO_SEARCH = ('gdas',)\n"
+        "gpu_check.METHODS['sdarts_adv']['steps'] = 1\n"
+        "gpu_check._SEEDS = 2\n"
         "torch.cuda.is_available = lambda: False\n"
         "status = gpu_check.main()\n"
         f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"

@@ -106,6 +106,24 @@ def _state_after_the_search(space: str, method: str) -> dict[str, Any]:
     return trial.state_dict()
 
 
+@lru_cache
+def _looked(settings: str, space: str, method: str) -> tuple[SearchTrial, Selected, bool]:
+    """A first look, for all tests that need one: trial, choice, whether torch's state is as before.
+
+    Each of them has to find the trial as if nobody had looked.
+    """
+    trial = searched(space, method)
+    everywhere = torch.get_rng_state()
+    selected = trial.select(json.loads(settings))
+    return trial, selected, torch.equal(torch.get_rng_state(), everywhere)
+
+
+def looked(
+    settings: dict[str, Any], space: str = "nasbench201", method: str = "darts"
+) -> tuple[SearchTrial, Selected, bool]:
+    return _looked(json.dumps(settings), space, method)
+
+
 def plain(selected: Selected) -> list[Any]:
     """What a rule found, as values that can be compared."""
     scores = {path: leaf.tolist() for path, leaf in flat(selected.scores).items()}
@@ -128,9 +146,8 @@ def test_it_is_described(name: str) -> None:
 
 @pytest.mark.parametrize(("settings", "space", "method"), CASES, ids=label)
 def test_the_choice_is_one_of_the_space(settings: dict[str, Any], space: str, method: str) -> None:
-    trial, untouched = searched(space, method), searched(space, method)
-    selected = trial.select(settings)
-    assert differences(trial, untouched) == []
+    trial, selected, _ = looked(settings, space, method)
+    assert differences(trial, searched(space, method)) == []
     trial.space.check(selected.genotype)
     assert Genotype.from_json(json.loads(json.dumps(selected.genotype.to_json()))) == (
         selected.genotype
@@ -149,13 +166,11 @@ def test_a_rule_of_edges_is_refused_where_there_are_none(space: str) -> None:
 
 @pytest.mark.parametrize(("settings", "space", "method"), REPEATED, ids=label)
 def test_it_leaves_the_trial_bit_for_bit(settings: dict[str, Any], space: str, method: str) -> None:
-    trial, untouched = searched(space, method), searched(space, method)
-    assert differences(trial, untouched) == []
-    everywhere = torch.get_rng_state()
-    first = trial.select(settings)
+    trial, first, untouched_elsewhere = looked(settings, space, method)
+    untouched = searched(space, method)
     # The whole state, draws and batches included.
     assert differences(trial, untouched) == []
-    assert torch.equal(torch.get_rng_state(), everywhere)
+    assert untouched_elsewhere
     assert plain(trial.select(settings)) == plain(first)
     bilevel = trial._bilevel
     assert all(leaf.grad is None for leaf in (*bilevel.weights, *bilevel.alphas.values()))
@@ -164,38 +179,47 @@ def test_it_leaves_the_trial_bit_for_bit(settings: dict[str, Any], space: str, m
     assert torch.equal(*(torch.cat([m.flatten() for m in q.values()]) for q in op_weights))
 
 
+@lru_cache
+def straight() -> SearchTrial:
+    """A search that nobody has looked at, to compare with alone."""
+    trial = small_search(batch_size=24)
+    trial.run()
+    return trial
+
+
 @pytest.mark.parametrize("settings", SETTINGS, ids=label)
 def test_a_search_goes_on_after_a_look_as_if_there_had_been_none(settings: dict[str, Any]) -> None:
-    straight, looked_at = small_search(batch_size=24), small_search(batch_size=24)
-    straight.run()
-    while not looked_at.finished:
+    looked_at = small_search(batch_size=24)
+    for _ in range(2):  # at the start and in the middle
         looked_at.select(settings)
         looked_at.run_epoch()
-    assert differences(straight, looked_at) == []
+    looked_at.run()
+    assert differences(straight(), looked_at) == []
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=label)
 def test_a_resumed_search_equals_the_uninterrupted_one(settings: dict[str, Any]) -> None:
     method = {"name": "darts", "select": settings}
-    straight = small_search(method, batch_size=24)
-    straight.run()
-    stopped = small_search(method, batch_size=24)
-    for epochs_done in range(4):
+    whole = small_search(method, batch_size=24)
+    states = [whole.state_dict()]
+    while not whole.finished:
+        whole.run_epoch()
+        states.append(whole.state_dict())
+    # In the middle, and after the rule has chosen: before its end every search is that of darts,
+    # which is resumed at every epoch in test_methods.py.
+    for epochs_done in (1, 3):
         resumed = small_search(method, batch_size=24)
-        resumed.load_state_dict(stopped.state_dict())
+        resumed.load_state_dict(states[epochs_done])
         assert resumed.epoch == epochs_done
         resumed.run()
-        assert differences(straight, resumed) == []
-        if not stopped.finished:
-            stopped.run_epoch()
+        assert differences(whole, resumed) == []
 
 
 @pytest.mark.parametrize(("name", "field"), FIELDS, ids=str)
 def test_every_setting_changes_what_is_found(name: str, field: str) -> None:
-    trial = searched()
     tried = 0
     for base, changed in changes(name, field):
         tried += 1
-        if plain(trial.select(base)) != plain(trial.select(changed)):
+        if plain(looked(base)[1]) != plain(looked(changed)[1]):
             return
     pytest.fail(f"{name}.{field} has no effect in {tried} comparisons")

@@ -43,28 +43,34 @@ def request(of: Mapping[str, Any]) -> dict[str, Any]:
     return {"stage": "search", "config": dict(of)}
 
 
-def test_the_peak_of_a_search_is_predicted_within_a_fifth() -> None:
-    small, large = settings(2, 64), settings(32, 700)
-    found = memory.peaks([request(small), request(large)])
+SMALL, LARGE = settings(2, 64), settings(32, 700)
+WRONG = {**SMALL, "method": {"name": "nobody"}}
+
+
+@pytest.fixture(scope="module")
+def peaks() -> list[int | None]:
+    """Those of one that cannot be built, a small one and a large one, by one process."""
+    return memory.peaks([request(of) for of in (WRONG, SMALL, LARGE)])
+
+
+def test_the_peak_of_a_search_is_predicted_within_a_fifth(peaks: list[int | None]) -> None:
+    _, small, large = peaks
     done = subprocess.run(
-        [sys.executable, "-c", EPOCH, json.dumps(large)],
+        [sys.executable, "-c", EPOCH, json.dumps(LARGE)],
         capture_output=True,
         check=True,
         text=True,
     )
     measured = int(done.stdout)
-    assert found[0] is not None
-    assert found[1] is not None
+    assert small is not None
+    assert large is not None
     # The large one is not hidden by what every process has.
-    assert found[1] - found[0] > 0.2 * measured
-    assert found[1] - memory.WORKER_BYTES == pytest.approx(measured, rel=0.2)
+    assert large - small > 0.2 * measured
+    assert large - memory.WORKER_BYTES == pytest.approx(measured, rel=0.2)
 
 
-def test_a_trial_that_cannot_be_built_has_no_peak() -> None:
-    wrong = {**settings(2, 64), "method": {"name": "nobody"}}
-    found = memory.peaks([request(wrong), request(settings(2, 64))])
-    assert found[0] is None
-    assert found[1] is not None
+def test_a_trial_that_cannot_be_built_has_no_peak(peaks: list[int | None]) -> None:
+    assert [peak is None for peak in peaks] == [True, False, False]
 
 
 def test_without_a_process_there_is_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:

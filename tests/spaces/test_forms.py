@@ -126,7 +126,9 @@ def test_weights_are_stored_as_they_were() -> None:
     assert list(wide.state_dict()) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in wide.state_dict().items())
     logits = wide(images.float(), Mixture(op_weights))
-    torch.testing.assert_close(logits, edge(images.float(), Mixture(op_weights)))
+    # Both in float32 and in another order of sums, which some CPUs round more coarsely.
+    expected = edge(images.float(), Mixture(op_weights))
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_moved_and_copied_supernets_join_their_weights_anew() -> None:

@@ -11,7 +11,7 @@ torch's device type "lazy", which nothing else uses, lends its name; autograd tr
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
@@ -19,7 +19,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
 DEVICE = torch.device("lazy", 0)
@@ -83,9 +82,34 @@ class Generator(_Generator):
         return DEVICE if self.kind == DEVICE.type else torch.device("cpu")
 
 
+# Arguments of operations are values and lists of them. torch's pytree, which walks anything, would
+# take longer than the operations.
+
+
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _replaced(value: Any, kind: type, replace: Callable[[Any], Any]) -> Any:
+    """Return a value with what is of a kind, in it or in its lists, replaced."""
+    if isinstance(value, kind):
+        return replace(value)
+    if type(value) in (list, tuple):
+        return type(value)(_replaced(each, kind, replace) for each in value)
+    return value
+
+
+def _raw(value: Any) -> Any:
+    return _replaced(value, Elsewhere, lambda x: x.raw)
+
+
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run an operation on what the tensors hold, and put its results where they belong."""
-    leaves = pytree.tree_leaves((args, kwargs))
+    leaves = list(_leaves((*args, *kwargs.values())))
     elsewhere = any(isinstance(leaf, Elsewhere) for leaf in leaves)
     here = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, Elsewhere)]
     if elsewhere and func not in _TAKE_BOTH and any(leaf.dim() for leaf in here):
@@ -99,13 +123,13 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     drawn = torch.Tag.nondeterministic_seeded in func.tags
     if onto and drawn and not any(isinstance(leaf, _Generator) for leaf in leaves):
         raise DeviceError(f"{func}: a draw without a generator")
-    raw_args, raw_kwargs = pytree.tree_map_only(Elsewhere, lambda x: x.raw, (args, kwargs))
+    raw_args, raw_kwargs = _raw(args), {name: _raw(value) for name, value in kwargs.items()}
     if asked is not None:
         raw_kwargs["device"] = "cpu"
     out = func(*raw_args, **raw_kwargs)
     if func in _GIVE_NUMBERS:
         return out
-    put = pytree.tree_map_only(Tensor, Elsewhere, out) if onto else out
+    put = _replaced(out, Tensor, Elsewhere) if onto else out
     return return_and_correct_aliasing(func, args, kwargs, put)
 
 

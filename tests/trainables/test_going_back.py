@@ -20,15 +20,18 @@ from trainables.watching import GoBack, descent
 pytestmark = pytest.mark.usefixtures("tiny_plugins")
 
 RULE = {"name": "eigenvalue", "window": 1, "delta": 2, "every": 1, "start": 0, "then": "regularize"}
+# When and how far it goes back does not depend on the method: most tests have the cheapest.
+METHOD = {"name": "darts", "early_stop": RULE}
 # It draws: after the way back the draws go on, they are not those of before.
-METHOD = {"name": "sdarts_rs", "alpha_gradient": "unrolled", "early_stop": RULE}
+DRAWING = {"name": "sdarts_rs", "alpha_gradient": "unrolled"}
 CALM, JUMP = 1.0, 9.0
 DECAY = 3e-4
 
 
-def made(**changes: Any) -> SearchTrial:
-    method = METHOD | {"early_stop": RULE | changes}
-    return small_search(method, epochs=6, alpha_lr=0.3, weight_decay=DECAY)
+def made(method: Any = METHOD, *, batch_size: int = 24, **changes: Any) -> SearchTrial:
+    """A search of six epochs of one step each, or of two where batches are half as large."""
+    search = {"epochs": 6, "alpha_lr": 0.3, "weight_decay": DECAY, "batch_size": batch_size}
+    return small_search(method | {"early_stop": RULE | changes}, **search)
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def plainly(order: Sequence[tuple[int, float, int | None]]) -> SearchTrial:
     """Run epochs of the schedule with a weight decay each, going back to a state where told."""
-    trial = small_search(METHOD | {"early_stop": None}, epochs=6, alpha_lr=0.3, weight_decay=DECAY)
+    trial = small_search(DRAWING, epochs=6, alpha_lr=0.3, weight_decay=DECAY)
     bilevel, states = trial._bilevel, {}
     clocks = Stopwatch(trial.device), Stopwatch(trial.device)
     for epoch, decay, back_to in order:
@@ -67,7 +70,7 @@ def final(trial: SearchTrial) -> list[torch.Tensor]:
 
 def test_it_goes_on_from_the_state_of_the_named_epoch_with_more_weight_decay(measure: Any) -> None:
     measure(CALM, CALM, CALM, JUMP)
-    trial = made()
+    trial = made(DRAWING, batch_size=12)
     trial.run()
     # The jump is seen after epoch 3, and compared with epoch 1, counted from 0.
     more = DECAY * 3.0
@@ -142,7 +145,7 @@ def test_what_was_taken_back_is_forgotten(measure: Any) -> None:
 
 def test_the_virtual_step_has_the_weight_decay_of_the_weight_step(measure: Any) -> None:
     measure(CALM, CALM, JUMP)
-    trial = made()
+    trial = made(DRAWING)
     seen: list[float] = []
     bilevel, plain = trial._bilevel, trial.method.alpha_gradient
 
@@ -160,19 +163,19 @@ def test_the_virtual_step_has_the_weight_decay_of_the_weight_step(measure: Any) 
 def test_it_is_resumed_bit_for_bit_at_every_epoch(measure: Any) -> None:
     values = [CALM, CALM, CALM, JUMP, CALM, JUMP, CALM, CALM, CALM]
     measure(*values)
-    straight = made()
-    straight.run()
+    straight = made(DRAWING)
+    states, places = [straight.state_dict()], [(0, 0)]
+    while not straight.finished:
+        straight.run_epoch()
+        states.append(straight.state_dict())
+        places.append((straight.epoch, straight.position))
     assert len(straight.curve) > 8
     # Before, at and after both ways back.
     for epochs in (0, 3, 4, 5, 6, 8):
-        measure(*values)
-        cut = made()
-        for _ in range(epochs):
-            cut.run_epoch()
-        state = cut.state_dict()
-        resumed = made()
-        resumed.load_state_dict(state)
-        assert (resumed.epoch, resumed.position) == (cut.epoch, cut.position)
+        measure(*values[epochs:])
+        resumed = made(DRAWING)
+        resumed.load_state_dict(states[epochs])
+        assert (resumed.epoch, resumed.position) == places[epochs]
         resumed.run()
         assert differences(straight, resumed) == []
 
@@ -213,7 +216,9 @@ def test_only_states_that_may_be_needed_are_kept(measure: Any) -> None:
     once = made(max_weight_decay=DECAY * 3)
     once.run()
     assert once.state_dict()["past"] == {}
-    ends = small_search({"name": "darts", "early_stop": RULE | {"then": "end"}}, epochs=4)
+    ends = small_search(
+        {"name": "darts", "early_stop": RULE | {"then": "end"}}, epochs=4, batch_size=24
+    )
     ends.run()
     assert ends.state_dict()["past"] == {}
 
@@ -279,7 +284,8 @@ def test_the_best_epoch_may_be_one_that_was_taken_back() -> None:
 
 def test_a_rule_for_the_supernet_chooses_after_the_last_epoch(measure: Any) -> None:
     measure(CALM, CALM, CALM, JUMP)
-    trial = small_search(METHOD | {"select": "operation_strength"}, epochs=6, alpha_lr=0.3)
+    trial = small_search(METHOD | {"select": "operation_strength"}, epochs=6, alpha_lr=0.3,
+                         batch_size=24)  # fmt: skip
     trial.run()
     assert trial.scores
     assert trial.genotype_epoch == 8

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from spaces.core import source_mix
 from tests.trainables.searches import EDGELESS, ODD_SPACES, differences, flat, small_search, untimed
 from tests.trainables.test_amended import next_problem
+from trainables.datasets import digits
 from trainables.implicit import amended, by_difference, exactly
 from trainables.retrain import RetrainTrial
 from trainables.search import SearchTrial
@@ -27,11 +29,25 @@ RULES = (
 )
 
 
+@pytest.fixture(scope="module")
+def searched() -> Callable[[str], SearchTrial]:
+    """Search a space once for all rules: each has to leave the trial as it was."""
+
+    @lru_cache
+    def search(space: str) -> SearchTrial:
+        trial = small_search(space=space, epochs=1)
+        trial.run()
+        return trial
+
+    return search
+
+
 @pytest.mark.parametrize("space", CELLS)
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_every_rule_finds_a_genotype_of_the_space(space: str, rule: dict[str, Any]) -> None:
-    trial = small_search(space=space, epochs=1)
-    trial.run()
+def test_every_rule_finds_a_genotype_of_the_space(
+    space: str, rule: dict[str, Any], searched: Callable[[str], SearchTrial]
+) -> None:
+    trial = searched(space)
     before = flat(trial.state_dict())
     first, second = trial.select(rule), trial.select(rule)
     trial.space.check(first.genotype)
@@ -48,21 +64,23 @@ def test_every_rule_finds_a_genotype_of_the_space(space: str, rule: dict[str, An
     "method",
     [
         "darts",
-        "sdarts_adv",
+        {"name": "sdarts_adv", "steps": 2},
         {"name": "p_darts", "added_cells": [0, 0, 0], "operations": [2, 1], "alpha_start": 0},
     ],
     ids=str,
 )
 @pytest.mark.parametrize("space", CELLS)
 def test_it_is_resumed_bit_for_bit(space: str, method: Any) -> None:
-    straight = small_search(method, space=space)
-    straight.run()
-    for epochs in (1, 2):
-        stopped = small_search(method, space=space)
-        for _ in range(epochs):
-            stopped.run_epoch()
-        resumed = small_search(method, space=space)
-        resumed.load_state_dict(stopped.state_dict())
+    def search() -> SearchTrial:
+        return small_search(method, space=space, batch_size=24)
+
+    straight, states = search(), []
+    while not straight.finished:
+        straight.run_epoch()
+        states.append(straight.state_dict())
+    for state in states[:2]:
+        resumed = search()
+        resumed.load_state_dict(state)
         resumed.run()
         assert differences(straight, resumed) == []
         assert untimed(straight) == untimed(resumed)
@@ -132,11 +150,15 @@ def noisy_retraining(epochs: int = 2) -> RetrainTrial:
         genotype=space.discretize(half),
         space=ODD_SPACES["s4"],
         dataset="digits",
-        retrain={"epochs": epochs, "batch_size": 256, "channels": 2, "cells": 3, "drop_path": 0.2},
+        retrain={"epochs": epochs, "batch_size": 48, "channels": 2, "cells": 3, "drop_path": 0.2},
     )
 
 
-def test_a_genotype_with_noise_is_retrained_and_resumed_bit_for_bit() -> None:
+def test_a_genotype_with_noise_is_retrained_and_resumed_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load, few = digits.load, torch.arange(150)
+    monkeypatch.setattr(digits, "load", lambda *which: load(*which).subset(few))
     straight, stopped, resumed = (noisy_retraining() for _ in range(3))
     straight.run()
     stopped.run_epoch()

@@ -14,15 +14,20 @@ import torch
 
 from spaces.core import plugins
 from tests.trainables.other_device import DEVICE, DeviceError, Elsewhere, Generator, other_device
+from tests.trainables.searches import flat
+from trainables.datasets import digits
 from trainables.retrain import RetrainTrial
 from trainables.search import TIME_FIELDS, SearchTrial
 
+pytestmark = pytest.mark.usefixtures("tiny_plugins")
+
 SMALL = {"name": "nasbench201", "channels": 4, "cells_per_stage": 1}
-SEARCH = {"epochs": 2, "batch_size": 700}
+SEARCH = {"epochs": 2, "batch_size": 24}  # one step an epoch
 # What keeps a method small here, or what it needs: an epoch of alphas in each stage of p_darts.
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "random": {"candidates": 5, "finalists": 2},
     "p_darts": {"added_cells": [0, 0, 0]},
+    "sdarts_adv": {"steps": 2},
 }
 EPOCHS = {"p_darts": 6}
 
@@ -33,7 +38,7 @@ def one_thread() -> None:
 
 
 def searched(device: str | torch.device, **what: Any) -> SearchTrial:
-    given = {"space": SMALL, "dataset": "digits", "method": "darts", "search": SEARCH, **what}
+    given = {"space": SMALL, "dataset": "tiny", "method": "darts", "search": SEARCH, **what}
     trial = SearchTrial(**given, device=device)
     trial.run()
     return trial
@@ -43,13 +48,26 @@ def timeless(trial: Any) -> list[dict[str, Any]]:
     return [{k: v for k, v in entry.items() if k not in TIME_FIELDS} for entry in trial.curve]
 
 
+def check_curves(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Numbers but for what rounding leaves; all else, the genotypes too, exactly.
+
+    Where a tensor lies in memory is not the same on both, and on some CPUs a convolution adds up
+    in another order then. Other draws or a step left out are seen far above a hundred-thousandth.
+    """
+    ours, theirs = flat(found), flat(expected)
+    assert ours.keys() == theirs.keys()
+    for path, value in theirs.items():
+        wanted = pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
+        assert ours[path] == wanted, path
+
+
 def check_search(**what: Any) -> None:
     with other_device() as device:
         other = searched(device, **what)
         assert all(isinstance(alpha, Elsewhere) for alpha in other.alphas.values())
         found = timeless(other)
     here = searched("cpu", **what)
-    assert found == timeless(here)
+    check_curves(found, timeless(here))
     assert other.genotype == here.genotype
 
 
@@ -86,10 +104,21 @@ def test_a_space_is_searched_as_on_the_cpu(space: dict[str, Any]) -> None:
     check_search(space=space, search={**SEARCH, "epochs": 1})
 
 
+# Four alphas: the Hessian has a row for each, and each is a pass of its own.
+TWO_EDGES = {
+    "name": "custom",
+    "channels": 2,
+    "cells": 1,
+    "reductions": [],
+    "nodes": 1,
+    "operations": ["skip_connect", "nor_conv_3x3"],
+}
+
+
 def test_an_alpha_hessian_is_measured_as_on_the_cpu() -> None:
     diagnostics = {"hessian": {"every": 1}, "discretization_gap": {"every": 1}}
     what: dict[str, Any] = {
-        "space": {**SMALL, "channels": 1},
+        "space": TWO_EDGES,
         "diagnostics": diagnostics,
         "search": {**SEARCH, "epochs": 1},
     }
@@ -102,9 +131,12 @@ def test_an_alpha_hessian_is_measured_as_on_the_cpu() -> None:
         assert there[name] == pytest.approx(here[name], rel=1e-3, abs=1e-5)
 
 
-def test_a_retraining_is_as_on_the_cpu() -> None:
+def test_a_retraining_is_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = digits.load
+    few = torch.arange(48)
+    monkeypatch.setattr(digits, "load", lambda *which: load(*which).subset(few))
     genotype = searched("cpu", search={**SEARCH, "epochs": 1}).genotype
-    settings = {"epochs": 1, "channels": 4, "cells": 1, "batch_size": 700, "drop_path": 0.2}
+    settings = {"epochs": 1, "channels": 4, "cells": 1, "batch_size": 24, "drop_path": 0.2}
     settings |= {"cutout": 2, "ema_decay": 0.9}
 
     def trained(device: str | torch.device) -> RetrainTrial:
@@ -117,7 +149,7 @@ def test_a_retraining_is_as_on_the_cpu() -> None:
 
     with other_device() as device:
         found = timeless(trained(device))
-    assert found == timeless(trained("cpu"))
+    check_curves(found, timeless(trained("cpu")))
     assert "test_accuracy" in found[-1]
 
 

@@ -285,12 +285,13 @@ def plain_outcome() -> list[Any]:
 @pytest.mark.parametrize("name", EFFECTS)
 def test_every_setting_changes_the_outcome(name: str, plain_outcome: list[Any]):
     # The auxiliary head and 3 cells: the DARTS space. Its cells hold paths that can be dropped.
-    # Three epochs: after half of them a cosine and a line are at the same place.
+    # Three epochs: after half of them a cosine and a line are at the same place. Two steps in each.
+    steps = {"epochs": 3, "batch_size": 75}
     if not plain_outcome:
-        plain = trial("darts", epochs=3)
+        plain = trial("darts", **steps)
         plain.run()
         plain_outcome.append(outcome(plain))
-    changed = trial("darts", **{"epochs": 3, name: EFFECTS[name]})
+    changed = trial("darts", **{**steps, name: EFFECTS[name]})
     changed.run()
     curve, weights = outcome(changed)
     # An average changes what is measured, and nothing of the training.
