@@ -20,7 +20,8 @@ def load(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "data").mkdir()
     for name in ("train", "test"):
         (tmp_path / "data" / f"{name}.parquet").touch()
-    (tmp_path / "nasbench201.parquet").touch()
+    for file in ("nasbench201.parquet", "train.parquet"):
+        (tmp_path / file).touch()
     monkeypatch.chdir(tmp_path)
     return load_experiment(path)
 
