@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator import plots
 from orchestrator.document import Block, Grid, Heading, Interval, Paragraph, Picture
+from orchestrator.errors import StudyError
+from orchestrator.oracle import of_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,32 +24,57 @@ MOST_LINES = 8
 """Lines that are compared with each other; pairs grow with their square."""
 
 MOST_MAPS = 3
+_TRUE = "oracle/test_accuracy"
 _CAPTIONS = {
     "responses": "Means over configurations and seeds at each value of a setting, 95 % intervals.",
+    "map": "Mean over seeds and other settings at each pair of values, and half of its interval.",
     "best_of": "Expected best of k seeds.",
     "ranks": "How often each line would come first, second and so on, over draws of seeds.",
 }
 
 
 def sensitivity(study: Study, rows: Sequence[Row], folder: Path) -> list[Block]:
-    """Return the section on settings that vary; nothing for fewer than four configurations."""
-    from orchestrator.analysis.frame import study_frame
+    """Return the section on settings that vary; nothing for fewer than four configurations.
 
+    Where the study has an oracle, its accuracies come first: what cells are worth says more than
+    what the supernet has.
+    """
     finished = {row.config_id for row in rows if row.status == "finished"}
     if len(finished) < FEWEST_CONFIGURATIONS:
         return []
-    frame = study_frame(study)
-    if not frame.factors:
+    own = study.experiment.metric_of(study.experiment.trainable)
+    metrics = [own] if of_study(study)[0] is None else list(dict.fromkeys((_TRUE, own)))
+    blocks: list[Block] = []
+    for metric in metrics:
+        found = _sensitivity(study, metric, folder)
+        if found and len(metrics) > 1:
+            title = "True test accuracy" if metric == _TRUE else metric.replace("_", " ")
+            blocks.append(Heading(title[0].upper() + title[1:], 3))
+        blocks += found
+    if not blocks:
         return []
+    said = f"`nas sensitivity {study.name}` says which setting matters most, by several estimators."
+    return [Heading("Sensitivity"), *blocks, Paragraph(said)]
+
+
+def _sensitivity(study: Study, metric: str, folder: Path) -> list[Block]:
+    """Return what there is to show of one metric, often nothing."""
     from orchestrator.analysis import responses
+    from orchestrator.analysis.frame import study_frame
     from orchestrator.analysis.robust import robust_region
     from orchestrator.analysis.sensitivity import Sensitivity
     from orchestrator.analysis.sensitivity_plots import sensitivity_figures
     from orchestrator.analysis.surrogate import points_of
 
+    try:
+        frame = study_frame(study, metric)
+    except StudyError:
+        if metric == _TRUE:  # the table knows none of the cells
+            return []
+        raise
     factors = frame.factors
     points = points_of(frame, factors)
-    if len(points.y) < FEWEST_CONFIGURATIONS:
+    if not factors or len(points.y) < FEWEST_CONFIGURATIONS:
         return []
     region = robust_region(frame, points)
     counts = [len(values) for values in points.seeds]
@@ -73,8 +100,6 @@ def sensitivity(study: Study, rows: Sequence[Row], folder: Path) -> list[Block]:
         robust=region,
         said=(),
     )
-    figures = sensitivity_figures(shown)
-    said = f"`nas sensitivity {study.name}` says which setting matters most, by several estimators."
     robust: list[Block] = []
     if region is not None:
         best = ", ".join(f"{k}={responses.show(v)}" for k, v in region.recommended.items())
@@ -84,8 +109,8 @@ def sensitivity(study: Study, rows: Sequence[Row], folder: Path) -> list[Block]:
                 f"the best; of these the middle one is {best}."
             )
         )
-    pictures = _pictures(figures, folder / "sensitivity")
-    return [Heading("Sensitivity"), *pictures, *robust, Paragraph(said)]
+    prefix = folder / ("sensitivity-oracle" if metric == _TRUE else "sensitivity")
+    return [*_pictures(sensitivity_figures(shown), prefix), *robust]
 
 
 def told_apart(study: Study, rows: Sequence[Row], folder: Path) -> list[Block]:
@@ -142,6 +167,6 @@ def _pictures(figures: dict[str, Figure], prefix: Path) -> list[Block]:
     for name, figure in figures.items():
         path = prefix.with_name(f"{prefix.name}-{name}.png")
         plots.save(figure, path)
-        said = _CAPTIONS.get(name, f"{name.replace('_', ' ').replace('-', ' ')}.")
+        said = _CAPTIONS.get(name) or _CAPTIONS[name.partition("_")[0]]
         found.append(Picture(path, said))
     return found

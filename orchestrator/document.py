@@ -128,12 +128,21 @@ def to_html(blocks: Sequence[Block], title: str, *, live: bool = False) -> str:
     return render(blocks, title, live=live)
 
 
+def prose(text: str) -> list[tuple[str, bool]]:
+    """Return the parts of a text, and of each whether it stands between backticks: a command."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # one of them has no other
+        return [(text, False)]
+    return [(part, place % 2 == 1) for place, part in enumerate(parts) if part]
+
+
 def _markdown(block: Block, folder: Path) -> str:
     match block:
         case Heading(text, level):
             return f"{'#' * level} {_escape(text)}"
         case Paragraph(text) | Notice(text):
-            return _escape(text)
+            parts = [f"`{part}`" if code else _escape(part) for part, code in prose(text)]
+            return "".join(parts)
         case Code(text, summary):
             fence = "````" if "```" in text else "```"
             code = f"{fence}\n{text.rstrip()}\n{fence}"

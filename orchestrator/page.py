@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.document import Block, Grid, Heading, Interval, Picture
+from orchestrator.document import Block, Grid, Heading, Interval, Picture, prose
 from orchestrator.plots import COLOURS
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def render(blocks: Sequence[Block], title: str, *, live: bool) -> str:
         sections=sections(blocks),
         live=live,
         kind=lambda block: type(block).__name__,
+        prose=prose,
         image=image,
         bars=bars,
         long_table=_LONG_TABLE,

@@ -32,6 +32,7 @@ def curve_figure(
     stopped: Sequence[Sequence[float]] = (),
     epochs: Sequence[int] | None = None,
     percent: bool = True,
+    bounds: tuple[float, float] | None = None,
     legend: str | None = None,
 ) -> Figure:
     """Draw the mean over seeds with its interval, one colour per label, against the epoch.
@@ -42,6 +43,7 @@ def curve_figure(
         stopped: Curves of rows that did not finish; thin and grey.
         epochs: Of the values of every curve; None is from epoch 1 on.
         percent: Whether the values are shares, drawn as percent and within 0 to 100.
+        bounds: Ends of what the values can be, beyond which no interval is drawn.
         legend: Where it stands; None is below curves that rise to 100 %, else where there is room.
     """
     from matplotlib.ticker import MaxNLocator
@@ -51,14 +53,14 @@ def curve_figure(
     figure = new_figure(11.0 if crowded else 8.0, 4.6)
     axes = figure.add_subplot()
     scale = 100.0 if percent else 1.0
+    ends = (0.0, 100.0) if percent else bounds
     for curve in stopped:
         values = [scale * value for value in curve]
         axes.plot(_epochs(curve, epochs), values, color="#aaaaaa", linewidth=0.8, zorder=1)
     for (label, seeds), colour in zip(series.items(), COLOURS, strict=False):
         scaled = [[scale * value for value in curve] for curve in seeds]
-        bounds = (0.0, 100.0) if percent else None
         text = f"{label}  (n = {len(seeds)})"
-        _draw_label(axes, text, scaled, colour, epochs, bounds, alone=not crowded)
+        _draw_label(axes, text, scaled, colour, epochs, ends, alone=not crowded)
     axes.set_xlabel("epoch")
     axes.set_ylabel(ylabel)
     axes.spines[["top", "right"]].set_visible(False)

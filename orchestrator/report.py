@@ -352,7 +352,8 @@ def _diagnosis_blocks(rows: Sequence[Row], folder: Path) -> list[Block]:
         if len(epochs) > 1:
             shown = dict(list(values.items())[: plots.MOST_LABELS])
             path = folder / f"{name}.png"
-            plots.curves(shown, path, ylabel=title, epochs=epochs, percent=False)
+            ends = (0.0, 1.0) if name == "skip_share" else None
+            plots.curves(shown, path, ylabel=title, epochs=epochs, percent=False, bounds=ends)
             blocks.append(Picture(path, f"{title}: mean over seeds, 95 % interval shaded."))
     return blocks
 

@@ -387,3 +387,46 @@ def test_a_table_that_is_found_again_is_sent_by_a_rebuild(study: Study, table: P
     assert shown(study, store, key) == {}
     Drain(moved(study, str(table)), store, "memory:").rebuild()
     assert shown(study, store, key)[("oracle/test_regret", 1)] == 0.0
+
+
+def varied(table: Path, root: Path) -> Study:
+    """Return a study of four radii, whose cells are the better the larger the radius."""
+    study = make_study(root / "studies", asking(table))
+    for place, radius in enumerate((0.1, 0.2, 0.3, 0.4)):
+        for seed in range(3):
+            row = searched(
+                f"darts radius={radius}", seed, place, config_id=f"{place:010x}",
+                key=f"{10 * place + seed:016x}", block=place,
+                settings={"method": {"name": "darts", "radius": radius}},
+                params={"method.radius": radius},
+            )  # fmt: skip
+            study.ledger.write(row)
+    return study
+
+
+def test_a_report_shows_what_settings_do_to_true_accuracy_first(
+    table: Path, tmp_path: Path
+) -> None:
+    markdown = write_report(varied(table, tmp_path)).markdown.read_text(encoding="utf-8")
+    section = markdown.partition("## Sensitivity")[2].partition("\n## ")[0]
+    truth, _, own = section.partition("### Val accuracy")
+    assert "### True test accuracy" in truth
+    assert "sensitivity-oracle-responses.png" in truth
+    assert "1 of 4 configurations are within one standard error of the best" in truth
+    assert "radius=0.4" in truth
+    assert "sensitivity-responses.png" in own
+    assert "`nas sensitivity tiny`" in own.replace("judged", "tiny")
+
+
+def test_without_its_table_a_report_shows_the_sensitivity_of_its_own_metric(
+    table: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved.parquet"
+    moved.write_bytes(table.read_bytes())
+    study = varied(moved, tmp_path)
+    moved.unlink()
+    markdown = write_report(study).markdown.read_text(encoding="utf-8")
+    section = markdown.partition("## Sensitivity")[2].partition("\n## ")[0]
+    assert "###" not in section
+    assert "sensitivity-responses.png" in section
+    assert "oracle" not in section

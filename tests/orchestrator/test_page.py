@@ -21,8 +21,10 @@ from orchestrator.document import (
     Grid,
     Heading,
     Notice,
+    Paragraph,
     Picture,
     to_html,
+    to_markdown,
 )
 from orchestrator.errors import StudyError
 from orchestrator.page import bars, inline_svg, sections
@@ -212,6 +214,19 @@ def test_every_kind_of_block_is_shown(tmp_path: Path) -> None:
     words = "".join(parsed(text).find("body").itertext())
     for word in ("T<", "3", "m<", "cap<", "f<", "i<"):
         assert word in words
+
+
+def test_commands_within_a_text_are_set_apart_and_nothing_else_is(tmp_path: Path) -> None:
+    texts = ["`nas <b>` says *so*", "a ` alone", "``", EVIL + "`x`"]
+    blocks = [Heading("T", 1), *(Paragraph(text) for text in texts), Notice("`y`")]
+    body = parsed(to_html(blocks, "t")).find("body")
+    assert [element.text for element in body.iter("code")] == ["nas <b>", "x", "y"]
+    assert [["".join(p.itertext()) for p in body.iter("p")][place] for place in (0, 1, 3)] == [
+        "nas <b> says *so*", "a ` alone", EVIL + "x",
+    ]  # fmt: skip
+    written = to_markdown(blocks, tmp_path)
+    assert "`nas <b>` says \\*so\\*" in written
+    assert "a \\` alone" in written
 
 
 def test_what_varies_and_what_can_be_told_apart_have_sections(tmp_path: Path) -> None:

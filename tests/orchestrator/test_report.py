@@ -304,3 +304,13 @@ def test_a_report_cut_off_while_it_was_written_is_made_again(
 
 def _no_room(*_: Any) -> str:
     raise OSError("no room")
+
+
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
+def test_a_band_ends_where_values_do(bounds: tuple[float, float] | None) -> None:
+    series = {"a": [[0.0, 1.0], [0.0, 0.9], [0.6, 1.0]]}
+    figure = plots.curve_figure(series, ylabel="share", percent=False, bounds=bounds)
+    (band,) = figure.axes[0].collections
+    ends = band.get_paths()[0].vertices[:, 1]
+    inside = ends.min() >= 0.0 and ends.max() <= 1.0
+    assert inside == (bounds is not None)
