@@ -33,6 +33,7 @@ def curve_figure(
     epochs: Sequence[int] | None = None,
     percent: bool = True,
     bounds: tuple[float, float] | None = None,
+    counted: bool = True,
     legend: str | None = None,
 ) -> Figure:
     """Draw the mean over seeds with its interval, one colour per label, against the epoch.
@@ -44,6 +45,7 @@ def curve_figure(
         epochs: Of the values of every curve; None is from epoch 1 on.
         percent: Whether the values are shares, drawn as percent and within 0 to 100.
         bounds: Ends of what the values can be, beyond which no interval is drawn.
+        counted: Whether labels say of how many seeds they are.
         legend: Where it stands; None is below curves that rise to 100 %, else where there is room.
     """
     from matplotlib.ticker import MaxNLocator
@@ -59,7 +61,7 @@ def curve_figure(
         axes.plot(_epochs(curve, epochs), values, color="#aaaaaa", linewidth=0.8, zorder=1)
     for (label, seeds), colour in zip(series.items(), COLOURS, strict=False):
         scaled = [[scale * value for value in curve] for curve in seeds]
-        text = f"{label}  (n = {len(seeds)})"
+        text = f"{label}  (n = {len(seeds)})" if counted else label
         _draw_label(axes, text, scaled, colour, epochs, ends, alone=not crowded)
     axes.set_xlabel("epoch")
     axes.set_ylabel(ylabel)

@@ -224,5 +224,5 @@ def _picture(through: Sequence[Ended], folder: Path) -> list[Block]:
     }
     others = [curve(row) for each in shown for row in each.rows if row is not each.best]
     path = folder / "populations.png"
-    plots.curves(series, path, ylabel="val accuracy, %", stopped=others)
+    plots.curves(series, path, ylabel="val accuracy, %", stopped=others, counted=False)
     return [Picture(path, "Validation accuracy of the best member of each; grey: the others.")]

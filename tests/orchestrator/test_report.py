@@ -314,3 +314,9 @@ def test_a_band_ends_where_values_do(bounds: tuple[float, float] | None) -> None
     ends = band.get_paths()[0].vertices[:, 1]
     inside = ends.min() >= 0.0 and ends.max() <= 1.0
     assert inside == (bounds is not None)
+
+
+@pytest.mark.parametrize(("counted", "shown"), [(True, "a  (n = 2)"), (False, "a")])
+def test_labels_say_of_how_many_seeds_they_are(counted: bool, shown: str) -> None:
+    figure = plots.curve_figure({"a": [[0.5], [0.6]]}, ylabel="accuracy", counted=counted)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [shown]
