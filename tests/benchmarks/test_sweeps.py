@@ -73,7 +73,9 @@ def test_cpu_seconds_are_those_of_a_process_and_its_children() -> None:
         "mine = time.process_time()\n"
         f"child = subprocess.Popen([sys.executable, '-uc', {child!r}], stdout=subprocess.PIPE)\n"
         "while time.process_time() < mine + 0.6: pass\n"
-        "child.stdout.readline()\nprint(time.process_time() - mine, flush=True)\n"
+        "child.stdout.readline()\n"
+        "time.sleep(0.6)\n"  # longer than from one look to the next: all has been seen by then
+        "print(time.process_time() - mine, flush=True)\n"
         "sys.stdin.readline()\nchild.kill()"
     )
     with subprocess.Popen(
