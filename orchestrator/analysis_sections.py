@@ -40,7 +40,7 @@ def sensitivity(study: Study, rows: Sequence[Row], folder: Path) -> list[Block]:
     what the supernet has.
     """
     finished = {row.config_id for row in rows if row.status == "finished"}
-    if len(finished) < FEWEST_CONFIGURATIONS:
+    if len(finished) < FEWEST_CONFIGURATIONS or study.experiment.tune.pbt is not None:
         return []
     own = study.experiment.metric_of(study.experiment.trainable)
     metrics = [own] if of_study(study)[0] is None else list(dict.fromkeys((_TRUE, own)))
@@ -116,6 +116,8 @@ def _sensitivity(study: Study, metric: str, folder: Path) -> list[Block]:
 def told_apart(study: Study, rows: Sequence[Row], folder: Path) -> list[Block]:
     """Return the section on differences between lines; nothing without two that have two seeds."""
     finished = {row.config_id for row in rows if row.status == "finished"}
+    if study.experiment.tune.pbt is not None:
+        return []  # members of a population copy each other: none is a configuration
     # Lines that were stopped or failed count too: all of them are compared.
     if len(finished) < 2 or len({row.config_id for row in rows}) > MOST_LINES:
         return []

@@ -36,9 +36,13 @@ def blocks(study: Study, rows: Sequence[Row], results: Sequence[Result]) -> list
             facts.append(Fact(title, f"{done:,} of {len(own):,}", more))
     if not facts:
         return []
-    configurations = len({row.config_id for row in rows if row.stage == rows[0].stage})
     seeds = {row.seed for row in rows if row.stage == rows[0].stage}
-    facts.append(Fact("configurations", f"{configurations:,}", f"{len(seeds)} seeds in all"))
+    if study.experiment.tune.pbt is None:
+        what = "configurations"
+        count = len({row.config_id for row in rows if row.stage == rows[0].stage})
+    else:  # its members are no configurations
+        what, count = "populations", sum(len(result.val_accuracies) for result in results)
+    facts.append(Fact(what, f"{count:,}", f"{len(seeds)} seeds in all"))
     # Of the validation split: the test split says nothing of which is best.
     scored = [result for result in results if result.accuracy.mean is not None]
     if scored:

@@ -574,6 +574,10 @@ def test_the_report_has_a_line_per_block_and_the_schedule_of_the_best(
             best = max(members, key=lambda row: row.value("val_accuracy") or 0.0)
             assert value == best.value("val_accuracy")
             assert line.test_accuracies[seed] == rows[best.key].value("test_accuracy")
+    page = report.markdown.read_text(encoding="utf-8")
+    assert "- populations: 2 (2 seeds in all)" in page
+    assert "What can be told apart" not in page  # of members, which copy each other
+    assert "## Sensitivity" not in page
     table = json.loads(report.table.read_text())["populations"]
     assert [(each["label"], each["seed"]) for each in table] == sorted(
         (plan.block.label, plan.seed) for plan in found
