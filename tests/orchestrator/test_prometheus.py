@@ -101,6 +101,27 @@ def test_a_study_that_runs_has_its_plan_and_its_nodes(study: Study) -> None:
     assert {name for name, _ in found} == set(prometheus.HELP)
 
 
+def test_shares_are_ratios_and_what_a_gpu_does_not_tell_is_left_out(study: Study) -> None:
+    silent = replace(NODE, gpus=(replace(NODE.gpus[0], percent=None),))
+    # Its clock is ahead of the one that reads.
+    state = study_state(study) | {"nodes": to_json([silent], now=silent.time - 3.0)}
+    found = parsed(prometheus.exposition([state]))
+    assert of(found, "nas_node_cpu_ratio", study="fake", host="gpu-a") == pytest.approx(0.932)
+    assert of(found, "nas_node_heard_seconds", study="fake", host="gpu-a") == 0
+    assert "nas_gpu_busy_ratio" not in {name for name, _ in found}
+    gpu = {"study": "fake", "host": "gpu-a", "gpu": "0"}
+    assert of(found, "nas_gpu_memory_bytes", **gpu) == NODE.gpus[0].memory_bytes
+
+
+def test_a_label_has_few_values_and_those_in_one_line(study: Study) -> None:
+    state = study_state(study)
+    causes = [{"cause": f"a\nb {number}", "rows": 1} for number in range(20)]
+    state["standing"] = state["standing"] | {"failures": causes}
+    found = parsed(prometheus.exposition([state]))
+    shown = {dict(labels)["cause"] for name, labels in found if name == "nas_failures"}
+    assert shown == {f"a\nb {number}" for number in range(8)}
+
+
 def test_the_command_writes_all_studies_whole(
     study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
