@@ -113,9 +113,10 @@ class Report:
 
 def write_report(study: Study) -> Report:
     """Write the report of what a study's folder holds now, finished or not."""
+    known = _known(study)  # before it is read: a row that comes meanwhile is not shown
     report = summarize(study)
     blocks, title = build(study, report)
-    table = {**_document(study, report), _SHOWS: _fingerprint(study, report)}
+    table = {**_document(study, report), _SHOWS: _fingerprint(study, report, known)}
     replace_file(report.html, to_html(blocks, title).encode())
     replace_file(report.markdown, to_markdown(blocks, study.report).encode())
     # The last: only a whole report says what it shows.
@@ -125,17 +126,19 @@ def write_report(study: Study) -> Report:
 
 def update_report(study: Study) -> Report:
     """Write the report unless the one that is there shows all that there is: pictures take long."""
+    known = _known(study)
     report = summarize(study)
     try:
         shown = json.loads(report.table.read_bytes())[_SHOWS]
     except (OSError, ValueError, KeyError, TypeError):
         shown = None
     whole = report.html.is_file() and report.markdown.is_file()
-    return report if whole and shown == _fingerprint(study, report) else write_report(study)
+    same = whole and shown == _fingerprint(study, report, known)
+    return report if same else write_report(study)
 
 
-def _fingerprint(study: Study, report: Report) -> str:
-    """Return a digest of all that a report is made from: rows, partial ones too, and settings."""
+def _known(study: Study) -> list[Any]:
+    """Return what tells the files that a report is made from: rows, partial ones, and settings."""
     files = [
         study.experiment_file,
         *sorted((study.path / "ledger").glob("*.json")),
@@ -146,6 +149,11 @@ def _fingerprint(study: Study, report: Report) -> str:
         with contextlib.suppress(OSError):
             stat = file.stat()
             known.append([file.name, file.parent.name, stat.st_size, stat.st_mtime_ns])
+    return known
+
+
+def _fingerprint(study: Study, report: Report, known: list[Any]) -> str:
+    """Return a digest of all that a report shows."""
     state = [repr(block) for block in _state(study)]  # a driver may have ended since
     whole = [version("nas-orchestrator"), _document(study, report), state, known]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]

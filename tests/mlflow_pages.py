@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from mlflow import MlflowClient
 from PIL import Image
 
 from orchestrator.commands_study import _UI_ENVIRONMENT, ui_arguments
@@ -108,20 +109,24 @@ def _take(page: browser.Page, path: Path) -> None:
         shot.convert("RGB").quantize(_COLOURS).save(path, optimize=True)
 
 
-def pictures(study: str, root: Path, folder: Path) -> None:
-    """Write the pictures of docs/mlflow.md."""
-    from mlflow import MlflowClient
-
-    folder.mkdir(parents=True, exist_ok=True)
+@contextlib.contextmanager
+def _opened(study: str, root: Path) -> Iterator[tuple[str, browser.Page, MlflowClient, str]]:
+    """Give the server's address, a page, a client, and the id of a study's experiment."""
     with server(default_uri(root)) as address, browser.page() as page:
         client = MlflowClient(address, address)
         experiment = client.get_experiment_by_name(study)
         assert experiment is not None
-        at = experiment.experiment_id
+        page.size(_WIDTH, _HEIGHT)
+        yield address, page, client, experiment.experiment_id
+
+
+def pictures(study: str, root: Path, folder: Path) -> None:
+    """Write the pictures of docs/mlflow.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _opened(study, root) as (address, page, client, at):
         order = ["metrics.`search/val_accuracy` DESC"]
         searches = client.search_runs([at], "tags.stage = 'search'", order_by=order)
         (parent,) = client.search_runs([at], "tags.stage = 'study'")
-        page.size(_WIDTH, _HEIGHT)
         found = table(address, at, "tags.stage = 'search'")
         _open(page, found, f"{len(searches) + 1} matching runs")
         page.click("document.querySelector('.ag-row button')")  # the study's searches
@@ -155,19 +160,12 @@ def pictures(study: str, root: Path, folder: Path) -> None:
 
 def compared(study: str, root: Path, folder: Path) -> None:
     """Write the picture of twenty runs compared, those of the study's first configurations."""
-    from mlflow import MlflowClient
-
     folder.mkdir(parents=True, exist_ok=True)
-    with server(default_uri(root)) as address, browser.page() as page:
-        client = MlflowClient(address, address)
-        experiment = client.get_experiment_by_name(study)
-        assert experiment is not None
-        at = experiment.experiment_id
+    with _opened(study, root) as (address, page, client, at):
         # One seed each would be nine runs of this study's grid: seeds of all configurations.
         order = ["tags.seed ASC"]
         searches = client.search_runs([at], "tags.stage = 'search'", order_by=order)
         chosen = [each.info.run_id for each in searches[:20]]
-        page.size(_WIDTH, _HEIGHT)
         _open(page, comparison(address, at, chosen), "Comparing 20 Runs")
         page.wait("document.querySelectorAll('.js-plotly-plot .axis-heading').length > 2", _SECONDS)
         _take(page, folder / "compare.png")

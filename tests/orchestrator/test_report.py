@@ -302,6 +302,23 @@ def test_a_report_cut_off_while_it_was_written_is_made_again(
     assert len(drawn) == 3
 
 
+def test_a_row_that_comes_while_a_report_is_made_is_in_the_next(
+    study: Study, drawn: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = study.path / "checkpoints" / ("0" * 16) / "row.json"
+    partial.parent.mkdir(parents=True)
+
+    def slow(*_: Any) -> Any:
+        partial.write_text("{}")  # counted nowhere, so that the file alone tells
+        return [], "title"
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(report, "build", slow)
+        write_report(study)
+    update_report(study)
+    assert len(drawn) == 1
+
+
 def _no_room(*_: Any) -> str:
     raise OSError("no room")
 
