@@ -30,6 +30,8 @@ _TIMED_OUT = (
     "tune.trial_timeout, so that the process was ended.\n"
 )
 _LEFT: frozenset[Status] = frozenset({"failed", "oom", "stopped"})
+_OWN: frozenset[Status] = frozenset({"finished", "diverged", "stopped"})
+"""Ends that a search came to by itself or by its scheduler: they tell how long others will run."""
 
 
 class Monitor:
@@ -280,14 +282,19 @@ class Monitor:
     def _left(self) -> float | None:
         """Estimate the seconds left from the epochs that this run has done so far.
 
-        None where there is nothing to estimate by: no epoch yet, or rows that run more of them than
-        was planned.
+        A row that has not begun is expected to have as many epochs as those that ended, of which a
+        scheduler may have stopped most. None where there is nothing to estimate by: no epoch yet,
+        or rows that run more of them than was planned.
         """
         if not self.ran:
             return None
-        done = sum(self.epochs.get(key, 0) for key in self.keys if key not in self.statuses)
+        own = [self.epochs.get(key, 0) for key, status in self.statuses.items() if status in _OWN]
+        expected = sum(own) / len(own) if own else self.epochs_per_row
         open_rows = max(0, self.total - len(self.statuses))
-        left = open_rows * self.epochs_per_row - done
+        begun = [self.epochs.get(key, 0) for key in self.keys - self.statuses.keys()]
+        begun = [epochs for epochs in begun if epochs]
+        left = max(0, open_rows - len(begun)) * expected
+        left += sum((expected if n < expected else self.epochs_per_row) - n for n in begun)
         if left < 0 or (left == 0 and open_rows):
             return None
         return (time.time() - self.stage_started) / self.ran * left

@@ -216,6 +216,8 @@ def make_guard(folder: Path, scheduler: Any, expected: Sequence[str] | None = No
         def __init__(self) -> None:
             self.guard = folder / "guard"
             self.copied = 0
+            self.began = time.time_ns()
+            self.files: list[Path] = []
             self.checked = expected is None
             self.guard.mkdir(parents=True, exist_ok=True)
             for left in self.guard.glob(".tmp-*"):
@@ -243,21 +245,30 @@ def make_guard(folder: Path, scheduler: Any, expected: Sequence[str] | None = No
         def on_experiment_end(self, trials: Any, **_: Any) -> None:
             self.copy(trials)
 
+        def find(self, trials: Any) -> list[Path]:
+            """Return Tune's newest files, that of its trials first; none before it has written.
+
+            The folder has an entry for each trial too, so that this is not for every step.
+            """
+            source = Path(trials[0].storage.experiment_driver_staging_path)
+            newest = [max(source.glob(p), default=None) for p in (_TRIALS, *_PICKLES)]
+            return [] if newest[0] is None else [path for path in newest if path is not None]
+
         def copy(self, trials: Any) -> None:
             """Copy Tune's newest files if they are newer than the last copy."""
             if not trials or not self.checked:
                 return
-            source = Path(trials[0].storage.experiment_driver_staging_path)
-            newest = [max(source.glob(p), default=None) for p in (_TRIALS, *_PICKLES)]
-            if newest[0] is None or newest[0].stat().st_mtime_ns == self.copied:
+            files = self.files or self.find(trials)
+            if not files or files[0].stat().st_mtime_ns == self.copied:
                 return
-            self.copied = newest[0].stat().st_mtime_ns
+            self.copied = files[0].stat().st_mtime_ns
+            if self.copied >= self.began:  # of this Tuner, which writes to the same names again
+                self.files = files
             stamp = f"{time.time_ns():020d}"
             target = self.guard / f".tmp-{stamp}"
             target.mkdir()
-            for path in newest:
-                if path is not None:
-                    shutil.copyfile(path, target / path.name)
+            for path in files:
+                shutil.copyfile(path, target / path.name)
             target.rename(self.guard / stamp)
             for old in sorted(self.guard.glob("[0-9]*"))[:-KEPT]:
                 with contextlib.suppress(OSError):

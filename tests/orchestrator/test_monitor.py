@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from orchestrator.progress import Progress
 from orchestrator.study import Study
 from orchestrator.units import Unit
 from tests.orchestrator import drive
+from tests.orchestrator.fake_study import make_study
 
 DIED = (
     "Failure # 1 (occurred at ...)\nValueError: bad\nFailure # 2 (...)\nThe actor died unexpectedly"
@@ -102,3 +105,38 @@ def test_rows_of_before_count_as_done_once(monitor: Monitor, tmp_path: Path) -> 
     assert later.reporter.last is not None
     assert (later.reporter.last.done, later.reporter.last.failed) == (1, 1)
     assert later.reporter.last.total == 2
+
+
+def test_the_time_left_knows_that_a_scheduler_stops_most(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "studies")
+    units = [replace(unit(), rows={0: f"{n:016x}"}, epochs=12) for n in range(20)]
+    reporter = Silent()
+    watch = Monitor(study, Outbox(study.outbox), reporter, "search", units, 20, 0.0)
+
+    def epoch(number: int, epoch: int) -> None:
+        entry = {"epoch": epoch, "ended": 1.0}
+        watch.on_result(units[number].ray_config("study", "cpu"), {"seeds": {"0": entry}})
+
+    def left() -> float | None:
+        watch.stage_started = time.time() - 30.0
+        watch.on_tick(1)
+        assert reporter.last is not None
+        return reporter.last.left_s
+
+    assert left() is None
+    epoch(0, 1)
+    assert left() == pytest.approx(30 / 1 * (11 + 19 * 12), rel=0.01)  # nothing is known yet
+    for number in range(10):
+        for each in range(number == 0, 2):
+            epoch(number, each + 1)
+        watch.on_end(units[number].ray_config("study", "cpu"), {"training_iteration": 2}, None)
+    assert watch.ran == 20
+    # Nothing says yet that the row which runs is stopped later than others, then it does.
+    epoch(10, 1)
+    assert left() == pytest.approx(30 / 21 * (9 * 2 + 1), rel=0.01)
+    epoch(10, 2)
+    epoch(10, 3)
+    assert left() == pytest.approx(30 / 23 * (9 * 2 + 9), rel=0.01)
+    failed = units[11].ray_config("study", "cpu")
+    watch.on_end(failed, {"training_iteration": 0}, BROKE)  # says nothing of the others
+    assert left() == pytest.approx(30 / 23 * (8 * 2 + 9), rel=0.01)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +80,55 @@ def folder(tmp_path: Path) -> Path:
 
 def ids(trials: list[Remembered]) -> list[str]:
     return [trial.trial_id for trial in trials]
+
+
+# Copying
+
+
+class Rungs:
+    """A scheduler whose state is one number."""
+
+    def study_state(self) -> int:
+        return 3
+
+
+def test_copies_follow_tune_s_writes_without_looking_through_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, folder = tmp_path / "staging", tmp_path / "stage"
+    write_set(source, 1, [state_of("old", "TERMINATED", "kz")])
+    for path in source.iterdir():
+        os.utime(path, (1.0, 1.0))
+    trials = [SimpleNamespace(storage=SimpleNamespace(experiment_driver_staging_path=str(source)))]
+    guard = ray_state.make_guard(folder, Rungs())
+
+    def copies() -> list[list[str]]:
+        guard.on_step_end(trials=trials)
+        found = sorted((folder / "guard").glob("[0-9]*"))
+        return [ids_of(path) for path in found]
+
+    def ids_of(copy: Path) -> list[str]:
+        (file,) = copy.glob("experiment_state-*")
+        return [
+            json.loads(text)["trial_id"] for text, _ in json.loads(file.read_text())["trial_data"]
+        ]
+
+    assert copies() == [["old"]]  # restored: Tune has not written yet
+    write_set(source, 2, [state_of("a", "RUNNING", "ka")])
+    assert copies() == [["old"], ["a"]]
+    real = Path.glob
+
+    def glob(path: Path, pattern: str) -> Any:
+        assert path != source, "the folder has an entry for each trial"
+        return real(path, pattern)
+
+    monkeypatch.setattr(Path, "glob", glob)
+    assert copies() == [["old"], ["a"]]
+    time.sleep(0.02)
+    write_set(source, 2, [state_of("b", "RUNNING", "ka")])
+    assert copies() == [["a"], ["b"]]
+    names = {name.format(2) for name in STATE_FILES}
+    assert {path.name for path in max((folder / "guard").glob("[0-9]*")).iterdir()} == names
 
 
 # Healing
