@@ -18,7 +18,9 @@ from typing import Any
 
 import psutil
 
+from benchmarks import snapshots
 from benchmarks.processes import drains, wait_for_drains
+from benchmarks.snapshots import Snapshot
 from benchmarks.sweep import experiment_text
 from orchestrator.outbox import end_of_records, read_offsets
 
@@ -40,6 +42,11 @@ tune:
 _PERIOD_S = 1.0
 _DRAIN_S = 3600.0
 _PARTS = 5
+_SNAPSHOTS = "snapshots.jsonl"
+
+
+class SweepError(RuntimeError):
+    """A sweep that is measured did not end well."""
 
 
 @dataclass
@@ -131,12 +138,17 @@ def measure(
 ) -> dict[str, Any]:
     """Return the row of a sweep of so many trials in a folder of its own.
 
+    The sweep's own messages are those of its command, on standard error.
+
     Args:
         trials: Number of searches.
         epochs: Of each, at most.
         table: Table of NAS-Bench-201 in which searches are looked up; None searches really.
         concurrent: Trials at once; None is as many as there are cores.
         told: Is given a line when the sweep is over and MLflow is waited for.
+
+    Raises:
+        SweepError: The command of the sweep failed; it has said why.
     """
     at_once = concurrent or os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="nas") as folder:
@@ -162,6 +174,7 @@ def measure(
             "at_once": at_once,
             "wall_s": over - start,
             **_driver(samples),
+            **_snapshots(snapshots.read(root / _SNAPSHOTS)),
             **_tracking(samples, study, over + sent_after_s),
             "sent_after_s": sent_after_s,
             "ledger_bytes": _size(study / "ledger") / max(1, ended(study)),
@@ -173,7 +186,8 @@ def measure(
 
 
 def _run(words: Sequence[str], root: Path, study: Path) -> list[Sample]:
-    command = [sys.executable, "-m", "orchestrator.cli", *words, "--root", str(root)]
+    noted = ["-m", "benchmarks.snapshots", str(root / _SNAPSHOTS)]
+    command = [sys.executable, *noted, *words, "--root", str(root)]
     environment = {**os.environ, "NO_COLOR": "1"}
     with (
         subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as running,
@@ -184,7 +198,7 @@ def _run(words: Sequence[str], root: Path, study: Path) -> list[Sample]:
         finally:
             running.terminate()  # it is not to go on without us
     if status:
-        raise subprocess.CalledProcessError(status, command)
+        raise SweepError(f"nas {words[0]} of the sweep failed with exit code {status}.")
     return follower.samples
 
 
@@ -213,6 +227,19 @@ def _driver(samples: Sequence[Sample]) -> dict[str, Any]:
         "driver_cpu_by_part_s": parts,
         "driver_peak_bytes": max(each.driver_bytes for each in samples),
         "driver_bytes_per_trial": (end.driver_bytes - first.driver_bytes) / trials,
+    }
+
+
+def _snapshots(found: Sequence[Snapshot]) -> dict[str, Any]:
+    """Return what Tune's snapshots cost: each, and all of them together."""
+    if not found:
+        return {}
+    return {
+        "snapshots": len(found),
+        "snapshot_last_s": found[-1].seconds,
+        "snapshot_most_s": max(each.seconds for each in found),
+        "snapshots_s": sum(each.seconds for each in found),
+        "state_file_bytes": max(each.bytes for each in found),
     }
 
 

@@ -52,13 +52,16 @@ def load(
     each = epochs or (12 if table else 1)
     rows: list[dict[str, Any]] = []
     for number in numbers:
-        row = bench.measure(
-            trials=number,
-            epochs=each,
-            table=table.absolute() if table else None,
-            concurrent=concurrent,
-            told=display.note,
-        )
+        try:
+            row = bench.measure(
+                trials=number,
+                epochs=each,
+                table=table.absolute() if table else None,
+                concurrent=concurrent,
+                told=display.note,
+            )
+        except bench.SweepError as error:
+            raise NasError(f"{error} What it said is above.") from error
         rows.append(row)
         if not as_json:
             display.say(row["case"])
@@ -77,6 +80,12 @@ def _lines(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "driver", f"{mean}; by fifths of the sweep {parts} ms"
     growth = f"{row['driver_bytes_per_trial'] / 1000:.1f} kB a trial"
     yield "", f"{show_bytes(row['driver_peak_bytes'])} at most, {growth}"
+    if row.get("snapshots"):
+        each = (
+            f"{show_time(row['snapshot_most_s'])} at most, {show_time(row['snapshots_s'])} in all"
+        )
+        yield "Ray's state", f"{row['snapshots']} snapshots, {each}"
+        yield "", f"its file {show_bytes(row['state_file_bytes'])}"
     if row.get("sent_per_s") is not None:
         beside = row["sent_per_s_beside"]
         running = "" if beside is None else f", {beside:.1f} beside the sweep"
@@ -86,5 +95,5 @@ def _lines(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     sizes = f"row {show_bytes(round(row['ledger_bytes']))}"
     sizes += f", events {show_bytes(round(row['outbox_bytes']))}"
     yield "a trial", sizes
-    whole = f"Ray's state {show_bytes(row['ray_bytes'])}, {row['files']:,} files"
+    whole = f"{row['files']:,} files, Ray's {show_bytes(row['ray_bytes'])}"
     yield "the study", f"{whole}, MLflow's store {show_bytes(row['store_bytes'])}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 
 DRAIN_PATIENCE_S = 15.0
 SIMULATED_PATIENCE_S = 5.0
+SIMULATED_ALONE_S = 15.0
 
 
 def run_study(experiment: Experiment, root: Path, *, command: str, reporter: Reporter) -> Outcome:
@@ -253,15 +255,27 @@ class _Driver:
         if notice:
             self.reporter.message(notice)
         self.outbox.append(study_record(time.time()))
-        # A simulation is over before MLflow has its first rows: sending them now would slow it.
-        drain = None if self.simulation else tracking.start_drain(self.study, uri)
+        drains: list[subprocess.Popen[bytes]] = []
+
+        def start() -> None:
+            drains.append(tracking.start_drain(self.study, uri))
+
+        # A short simulation is over before MLflow has its first rows: sending them would slow it.
+        timer = threading.Timer(SIMULATED_ALONE_S, start)
+        timer.daemon = True
+        timer.start() if self.simulation else start()
         status = "interrupted"
         try:
             yield
             status = self.status
         finally:
             self.outbox.append(study_end_record(status, time.time()))
-            self._await(drain or tracking.start_drain(self.study, uri))
+            if self.simulation:
+                timer.cancel()
+                timer.join()
+            if not drains:
+                start()
+            self._await(drains[0])
 
     def _await(self, drain: subprocess.Popen[bytes]) -> None:
         """Wait for MLflow to show all of the study, but not for long."""
