@@ -21,6 +21,7 @@ from spaces.core.errors import NasError
 if TYPE_CHECKING:
     from orchestrator.config import Experiment
     from orchestrator.oracle_report import OracleView
+    from orchestrator.report import Report
     from orchestrator.study import Study
     from spaces.core.genotype import Genotype
 
@@ -29,6 +30,7 @@ REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: the same again later
 DEFAULT_ROOT = Path("studies")
 _DARTS_STACKS = {"darts", "s1", "s2", "s3", "s4"}  # a retraining's settings mean the same in them
 _MOST_LINES = 200  # nobody reads more on a terminal
+_BEST_LINES = 20
 
 Root = Annotated[
     Path,
@@ -266,8 +268,7 @@ def finish(outcome: Outcome, root: Path, as_json: bool) -> None:
         table = report.to_json()
         display.say_json({**said, **document, "report": str(report.markdown), "table": table})
     else:
-        show_results(report.results, notices.notices(study.experiment))
-        show_oracle(report.oracle)
+        show_results(report, notices.notices(study.experiment))
         display.say(f"report  {short(report.html)}")
         display.say(f"browse  {ui_command(study)}")
     if failed:
@@ -294,31 +295,40 @@ def _code_of(stopped_by: str | None) -> int:
     return REQUEUE if stopped_by in ("SIGTERM", "SIGUSR1") else INTERRUPTED
 
 
-def show_results(lines: Sequence[results.Result], said: Sequence[str] = ()) -> None:
-    """Print the table of results on stdout, below what has to be said of it first."""
+def show_results(report: Report, said: Sequence[str] = ()) -> None:
+    """Print the tables of results on stdout, below what has to be said of them first.
+
+    Of a study of thousands only the best by validation accuracy are shown.
+    """
     for sentence in said:
         display.say(sentence)
         display.say("")
+    lines = list(report.results)
+    if len(lines) > _MOST_LINES:
+        lines.sort(key=lambda line: line.accuracy.mean or 0.0, reverse=True)
+        lines = lines[:_BEST_LINES]
+        display.say(f"The best {len(lines)} of {len(report.results):,}; all are in the report.")
     _show_lines(results.columns(lines), [line.cells() for line in lines], results.NUMERIC)
+    _show_oracle(report.oracle, [line.label for line in lines])
 
 
-def show_oracle(shown: OracleView) -> None:
-    """Print the true accuracies on stdout; why there are none on stderr."""
+def _show_oracle(shown: OracleView, labels: Sequence[str]) -> None:
+    """Print the true accuracies of lines on stdout; why there are none on stderr."""
     if shown.reason:
         display.note(shown.reason)
-    if shown.lines:
+    known = {line.label: line for line in shown.lines}
+    lines = [known[label] for label in labels if label in known]
+    if lines:
         if shown.simulated:
             display.say("True accuracy of what the simulated searches found")
         columns = oracle_report.COLUMNS
-        _show_lines(columns, [line.cells() for line in shown.lines], columns[2:])
+        _show_lines(columns, [line.cells() for line in lines], columns[2:])
 
 
 def _show_lines(
     columns: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[str]
 ) -> None:
-    display.say_table(display.table(columns, cells[:_MOST_LINES], numeric=numeric))
-    if len(cells) > _MOST_LINES:
-        display.say(f"... and {len(cells) - _MOST_LINES:,} more lines: all are in the report.")
+    display.say_table(display.table(columns, cells, numeric=numeric))
     display.say("")
 
 

@@ -32,7 +32,6 @@ from orchestrator.commands_run import (
     Root,
     resume_command,
     short,
-    show_oracle,
     show_results,
 )
 from orchestrator.errors import StudyError
@@ -328,8 +327,7 @@ def _report(study: Study, html: bool, as_json: bool) -> None:
     if html:
         display.say(str(short(written.html)))
         return
-    show_results(written.results, notices.notices(study.experiment))
-    show_oracle(written.oracle)
+    show_results(written, notices.notices(study.experiment))
     display.say(f"report  {short(written.html)}")
 
 
@@ -417,8 +415,7 @@ def select(
         document |= notices.marks(opened.experiment)
         display.say_json({"study": opened.name, "rule": planned.name, **counts, **document})
     else:
-        show_results(written.results, notices.notices(opened.experiment))
-        show_oracle(written.oracle)
+        show_results(written, notices.notices(opened.experiment))
         display.say(f"train   nas retrain {opened.name}   (the best genotype of each line)")
     if failed:
         raise typer.Exit(TRIALS_FAILED)

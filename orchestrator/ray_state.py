@@ -34,6 +34,8 @@ _TRIALS = "experiment_state-*.json"
 _SUGGESTIONS = "search_gen_state-*.json"
 _PICKLES = (_SUGGESTIONS, "searcher-state-*.pkl", "callback-states-*.pkl")
 _ENDED = "TERMINATED"
+_LONG_RESULTS = ("config", "experiment_tag", "seeds")
+_UNRESOLVED = "_Trial__unresolved_config"
 _UNFINISHED = ("PENDING", "RUNNING", "PAUSED")
 
 _live: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
@@ -195,6 +197,28 @@ def _remembered(trial: Mapping[str, Any]) -> Remembered | None:
         block=int(unit["block"]),
         ended=trial["status"] == _ENDED,
     )
+
+
+def shorten(trial: Any) -> None:
+    """Take from a trial that has ended what nobody reads again.
+
+    Tune keeps all trials in memory and in each of its snapshots: 23 kB of each in the file, mostly
+    four copies of its configuration, its last result, and means over the last 5 and 10 of each of
+    its numbers.
+
+    Args:
+        trial: Tune's, after the last callback that reads its configuration or result.
+    """
+    unit = trial.config["unit"]
+    short = {"unit": {name: unit[name] for name in ("rows", "params", "config_id", "block")}}
+    trial.config = trial.__dict__[_UNRESOLVED] = short
+    trial.evaluated_params = {}
+    trial.set_experiment_tag("")
+    known = trial.run_metadata
+    known.last_result = {
+        name: value for name, value in known.last_result.items() if name not in _LONG_RESULTS
+    }
+    known.metric_analysis, known.metric_n_steps = {}, {}
 
 
 def make_guard(folder: Path, scheduler: Any, expected: Sequence[str] | None = None) -> Any:

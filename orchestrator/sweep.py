@@ -22,7 +22,7 @@ from typing import Any
 from orchestrator.draining import Draining
 from orchestrator.errors import StudyError
 from orchestrator.failures import MOVED, node_died, preempted
-from orchestrator.ray_state import LiveObject, NotRestoredError, make_guard
+from orchestrator.ray_state import LiveObject, NotRestoredError, make_guard, shorten
 from orchestrator.watchdog import Watchdog
 from spaces.core import plugins
 
@@ -351,12 +351,14 @@ def make_callback(
 
         def on_trial_complete(self, trial: Any, **_: Any) -> None:
             on_end(trial.config, trial.last_result or {}, None)
+            shorten(trial)
 
         def on_trial_error(self, trial: Any, **_: Any) -> None:
             error = _error_text(trial)
             if draining is not None and draining.is_moved(trial):
                 error += f"\n{MOVED}"
             on_end(trial.config, trial.last_result or {}, error)
+            shorten(trial)
 
         def on_step_end(self, trials: Any, **_: Any) -> None:
             if time.monotonic() - self.last_tick >= tick_s:

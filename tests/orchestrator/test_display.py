@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from orchestrator import cli, display
+from orchestrator.commands_run import show_results
+from orchestrator.oracle import Truth
+from orchestrator.oracle_report import Line, OracleView
 from orchestrator.progress import Estimate, Progress, TrialPlan
+from orchestrator.results import Result
+from orchestrator.statistics import Summary
 from tests.orchestrator.fake_study import YAML, make_study, search_row
 
 PROGRESS = Progress(
@@ -202,3 +209,29 @@ def test_nas_status_shows_a_loss_as_one(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         cli.main(["status", made.name, "--root", str(made.root)])
     assert "0.1623 val_loss  darts, seed 0" in capsys.readouterr().out
+
+
+def test_of_thousands_of_lines_the_best_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    count = 300
+    order = [index * 7 % count for index in range(count)]
+    found = [
+        Result(f"line {n}", "darts", 1, accuracy=Summary(n=1, mean=n / 1000), searched=True)
+        for n in order
+    ]
+    truth = Truth(0.9, 0.01, 3, 10, 0.8, None, None, None)
+    lines = [
+        Line(f"line {n}", 1, {0: truth}, {}, Summary(n=1, mean=0.9), Summary(n=1, mean=0.01))
+        for n in order
+    ]
+    report = SimpleNamespace(results=found, oracle=OracleView("table", lines=tuple(lines)))
+    show_results(report)  # type: ignore[arg-type]
+    said = capsys.readouterr().out
+    assert "The best 20 of 300; all are in the report." in said
+    best = [f"line {n}" for n in range(count - 1, count - 21, -1)]
+    assert re.findall(r"line \d+", said) == best + best  # both tables
+    report.results, report.oracle = found[:200], OracleView("table", lines=tuple(lines[:200]))
+    show_results(report)  # type: ignore[arg-type]
+    said = capsys.readouterr().out
+    assert "The best" not in said
+    planned = [f"line {n}" for n in order[:200]]
+    assert re.findall(r"line \d+", said) == planned + planned

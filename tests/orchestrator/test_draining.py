@@ -54,9 +54,13 @@ class Cluster:
 
     @staticmethod
     def trial(name: str) -> Any:
-        data = SimpleNamespace(num_failures=0, invalidate_cache=lambda: None)
+        data = SimpleNamespace(num_failures=0, invalidate_cache=lambda: None, last_result={})
         return SimpleNamespace(
-            trial_id=name, status="RUNNING", config=ray_config(), run_metadata=data
+            trial_id=name,
+            status="RUNNING",
+            config=ray_config(),
+            run_metadata=data,
+            set_experiment_tag=lambda tag: None,
         )
 
     def look(self, seconds: float = 2.0) -> list[str]:

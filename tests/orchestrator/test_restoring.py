@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.train._internal.storage import StorageContext
+from ray.tune import PlacementGroupFactory
+from ray.tune.experiment import Trial
 
 from orchestrator import ray_state, tracking
 from orchestrator.config import load_experiment
@@ -129,6 +132,37 @@ def test_copies_follow_tune_s_writes_without_looking_through_its_folder(
     assert copies() == [["a"], ["b"]]
     names = {name.format(2) for name in STATE_FILES}
     assert {path.name for path in max((folder / "guard").glob("[0-9]*")).iterdir()} == names
+
+
+def test_of_a_trial_that_ended_tune_keeps_what_is_read_again(tmp_path: Path) -> None:
+    of = Unit("search", {"search": {"epochs": 4}}, {0: "k0", 1: "k1"}, "id", 2, {"x": 1}, "lab", 4)
+    trial = Trial("none", stub=True, _setup_default_resource=False, config=config(of))
+    trial.placement_group_factory = PlacementGroupFactory([{"CPU": 1}])
+    trial.set_storage(StorageContext(str(tmp_path), "stage"))
+    trial.evaluated_params, trial.experiment_tag = {"a/b": 1}, "a tag"
+    entry = {"epoch": 2, "val_accuracy": 0.5, "ended": 9.0}
+    for epoch in (1, 2):
+        result = {"training_iteration": epoch, "val_accuracy": 0.5, "config": trial.config}
+        trial.update_last_result({**result, "seeds": {"0": entry, "1": entry}, "pid": 7})
+    trial.set_status(Trial.TERMINATED)
+
+    def state() -> tuple[str, str]:
+        trial.run_metadata.invalidate_cache()
+        text, metadata = trial.get_json_state()
+        return text, metadata
+
+    before, known = state(), ray_state._remembered(json.loads(state()[0]))
+    assert known == Remembered(trial.trial_id, ("k0", "k1"), {"x": 1}, "id", 2, ended=True)
+    ray_state.shorten(trial)
+    after = state()
+    assert ray_state._remembered(json.loads(after[0])) == known
+    assert sum(map(len, after)) < 0.5 * sum(map(len, before))
+    assert trial.last_result["training_iteration"] == 2  # Tune asks for it at its end
+    assert trial.last_result["val_accuracy"] == 0.5
+    again = Trial.from_json_state(after[0], stub=True)
+    again.restore_run_metadata(after[1])
+    assert again.status == Trial.TERMINATED
+    assert again.last_result["pid"] == 7
 
 
 # Healing
@@ -261,13 +295,13 @@ def test_optuna_is_told_which_of_its_trials_ray_has() -> None:
 
 
 @dataclass(eq=False)
-class Trial:
+class PlainTrial:
     trial_id: str
     status: str = "RUNNING"
 
 
 class Controller:
-    def get_live_trials(self) -> list[Trial]:
+    def get_live_trials(self) -> list[PlainTrial]:
         return []
 
 
@@ -283,7 +317,7 @@ def median() -> Median:
     return made
 
 
-def tell(scheduler: Any, trial: Trial, epoch: int, value: float) -> str:
+def tell(scheduler: Any, trial: PlainTrial, epoch: int, value: float) -> str:
     result = {"training_iteration": epoch, "v": value}
     return str(scheduler.on_trial_result(Controller(), trial, result))
 
@@ -297,7 +331,7 @@ curves = st.lists(
 def play(make: Callable[[], Any], values: Epochs, cut: int | None) -> list[tuple[int, int, str]]:
     """Let trials report in turn; after `cut` reports go on with a scheduler from its state."""
     scheduler = make()
-    trials = [Trial(str(index)) for index in range(len(values))]
+    trials = [PlainTrial(str(index)) for index in range(len(values))]
     epochs = [0] * len(values)
     decisions: list[tuple[int, int, str]] = []
 
@@ -316,7 +350,7 @@ def play(make: Callable[[], Any], values: Epochs, cut: int | None) -> list[tuple
             state = json.loads(json.dumps(scheduler.study_state()))
             scheduler = make()
             scheduler.set_study_state(state)
-            trials = [Trial(trial.trial_id, trial.status) for trial in trials]
+            trials = [PlainTrial(trial.trial_id, trial.status) for trial in trials]
             done, epochs = epochs, [0] * len(values)
             for index, trial in enumerate(trials):
                 scheduler.on_trial_add(None, trial)
@@ -346,7 +380,7 @@ def test_trials_that_run_anew_are_forgotten(make: Callable[[], Any]) -> None:
     full, told = make(), make()
     for scheduler, names in ((full, "abcd"), (told, "bd")):
         for name in names:
-            trial = Trial(name)
+            trial = PlainTrial(name)
             scheduler.on_trial_add(None, trial)
             tell(scheduler, trial, 1, float(ord(name)))
     full.forget({"b", "d"})
@@ -367,7 +401,7 @@ def test_a_shown_scheduler_has_the_state_of_the_one_inside() -> None:
     shown = ShownScheduler(inner, lambda config, result: None)
     assert shown.stateful
     assert not ShownScheduler(None, lambda config, result: None).stateful
-    trial = Trial("a")
+    trial = PlainTrial("a")
     inner.on_trial_add(None, trial)
     tell(inner, trial, 1, 0.5)
     second = ShownScheduler(asha(), lambda config, result: None)
