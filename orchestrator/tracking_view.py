@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -99,10 +100,12 @@ def milliseconds(t: float) -> int:
 def row_label(row: Row) -> str:
     """Return how the row's configuration is called, without its seed."""
     words = [row.label or _default_label(row)]
-    shown = set(words[0].split())
+    shown = [word.partition("=") for word in words[0].split()]
     for path, value in row.params.items():
-        word = f"{path.rpartition('.')[2]}={_short(value)}"
-        words += [word] * (word not in shown)
+        name = path.rpartition(".")[2]
+        # The label may have it with more digits.
+        if not any(said == name and _is(text, value) for said, _, text in shown):
+            words.append(f"{name}={_short(value)}")
     return " ".join(words)
 
 
@@ -271,6 +274,14 @@ def _number(value: Any) -> float | None:
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return None
+
+
+def _is(text: str, value: Any) -> bool:
+    """Return whether a text in a label is a value, to as many digits as names have."""
+    if isinstance(value, float):
+        with contextlib.suppress(ValueError):
+            return _short(float(text)) == _short(value)
+    return text == str(value)
 
 
 def _short(value: Any) -> str:

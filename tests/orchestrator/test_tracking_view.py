@@ -30,6 +30,14 @@ from tests.orchestrator.fake_driver import BEGIN, make_row, make_study
         (make_row(0, stage="retrain"), "retrain darts · seed 0"),
         (make_row(1, label="darts lr=0.1"), "darts lr=0.1 · seed 1"),
         (make_row(1, params={"search.weight_lr": 0.012345}), "darts weight_lr=0.0123 · seed 1"),
+        (
+            make_row(1, label="darts lr=0.012345678", params={"search.lr": 0.012345678}),
+            "darts lr=0.012345678 · seed 1",
+        ),
+        (
+            make_row(1, label="darts lr=0.01 op=max", params={"a.lr": 0.02, "b.op": "max"}),
+            "darts lr=0.01 op=max lr=0.02 · seed 1",
+        ),
         (make_row(1, method="of_another_machine"), "of_another_machine · seed 1"),
     ],
 )
