@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = 3
 _MOST_TEXT = 9
+_WIDE_TEXT = 24  # letters side by side below a panel
 _PALE = "#56B4E9"
 _ESTIMATORS = {
     "fanova": "fANOVA",
@@ -164,12 +165,13 @@ def _draw_response(axes: Any, each: Response, shown: Sensitivity, colour: str) -
         if level.mean.low is not None and level.mean.high is not None:
             ends = [scale * level.mean.low, scale * level.mean.high]
             axes.plot([level.at, level.at], ends, color=colour, linewidth=1.2)
-    for level in each.levels:
-        if level.lost:  # what has no value is said where it would stand
-            axes.annotate(
-                f"{level.lost} without", (level.at, 0.02), xycoords=("data", "axes fraction"),
-                ha="center", fontsize=7, color="#B00020",
-            )  # fmt: skip
+    lost = {level.at: f"{level.lost} without" for level in each.levels if level.lost}
+    upright = sum(map(len, lost.values())) > _WIDE_TEXT
+    for at_level, text in lost.items():  # what has no value is said where it would stand
+        axes.annotate(
+            text, (at_level, 0.02), xycoords=("data", "axes fraction"), ha="center", va="bottom",
+            fontsize=7, color="#B00020", rotation=90 if upright else 0,
+        )  # fmt: skip
     _axis(axes, each.factor, [level.text for level in each.levels])
 
 
@@ -184,18 +186,26 @@ def _draw_dependence(axes: Any, each: Dependence, scale: float) -> None:
 
 
 def _axis(axes: Any, factor: Factor, texts: list[str]) -> None:
-    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import (
+        FixedLocator,
+        FormatStrFormatter,
+        LogLocator,
+        NullFormatter,
+        NullLocator,
+    )
 
     axes.set_xlabel(factor.short)
     plain_axes(axes)
     if factor.kind == "category":
         axes.set_xticks(range(len(texts)), texts, fontsize=8)
         axes.set_xlim(-0.5, max(len(texts), 1) - 0.5)
-        if max(map(len, texts), default=0) * len(texts) > 24:
+        if max(map(len, texts), default=0) * len(texts) > _WIDE_TEXT:
             axes.tick_params(axis="x", rotation=40)
         return
     if factor.log:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # or a decade may have no number
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     if 1 < len(factor.levels) <= _MOST_TEXT - 2:
         axes.xaxis.set_major_locator(FixedLocator(list(factor.levels)))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from orchestrator.analysis.frame import StudyFrame, study_frame
-from orchestrator.analysis.responses import MISSING, heat_map, response
+from orchestrator.analysis.frame import Factor, StudyFrame, study_frame
+from orchestrator.analysis.intervals import Interval
+from orchestrator.analysis.responses import MISSING, Level, Response, heat_map, response
 from orchestrator.analysis.robust import robust_region
 from orchestrator.analysis.sensitivity import analyse
 from orchestrator.analysis.sensitivity_plots import (
@@ -245,3 +248,30 @@ def test_a_name_that_two_settings_end_in_is_refused() -> None:
     frame = frame_of(settings, [[1.0]] * 4)
     with pytest.raises(StudyError, match=r"does not vary 'lr'. It varies search.lr, method.lr"):
         frame.factor("lr")
+
+
+def test_an_axis_within_a_decade_has_numbers_and_lost_rows_do_not_cover_each_other() -> None:
+    levels = tuple(0.01 * 1.2**step for step in range(12))
+    factor = Factor("search.weight_lr", "weight_lr", "number", log=True, levels=levels)
+    sampled = [
+        Level(f"{at:g}", at, 3, Interval(3, 0.9, 0.8, 1.0), 1100 + step)
+        for step, at in enumerate(levels[::2])
+    ]
+    figure = responses_figure(
+        SimpleNamespace(  # type: ignore[arg-type]
+            responses=[Response(factor, tuple(sampled))], metric="val_accuracy", share=True
+        )
+    )
+    figure.canvas.draw()
+    (axes,) = [each for each in figure.axes if each.get_visible() and each.lines]
+    low, high = axes.get_xlim()
+    shown = [
+        tick.get_text()
+        for tick, at in zip(axes.get_xticklabels(), axes.get_xticks(), strict=True)
+        if low <= at <= high
+    ]
+    assert "0.02" in shown
+    boxes = [text.get_window_extent() for text in axes.texts if "without" in text.get_text()]
+    assert len(boxes) == len(sampled)
+    for first, second in pairwise(boxes):
+        assert first.x1 < second.x0
