@@ -64,8 +64,10 @@ class Postgres:
         self.start()
 
     def start(self) -> None:
-        """Start it, after a crash too."""
-        self.stop()
+        """Start it, after a crash too, unless it runs."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.kill()
         (self.folder / "db" / "postmaster.pid").unlink(missing_ok=True)
         settings = [f"port={self._port}", "listen_addresses=127.0.0.1"]
         settings += [f"unix_socket_directories={self.folder}", "fsync=on", "max_connections=40"]
@@ -134,8 +136,10 @@ class MlflowServer:
             self.postgres.stop()
 
     def start(self) -> None:
-        """Start it, after a crash too, and wait until it answers."""
+        """Start it, after a crash too, and wait until it answers, for which it needs a database."""
         self.kill()
+        if self.postgres is not None:
+            self.postgres.start()
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
         command += ["--host", "127.0.0.1", "--port", str(self._port)]
         command += ["--backend-store-uri", self._backend]
