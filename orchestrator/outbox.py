@@ -289,19 +289,30 @@ def begins_line(outbox: Path, position: int) -> bool:
         return False
 
 
+def told_epochs(outbox: Path) -> dict[str, int]:
+    """Return by row key the last epoch that any record of an outbox is of."""
+    found: dict[str, int] = {}
+    for record in _records_of(outbox, "epoch"):
+        found[record["key"]] = max(found.get(record["key"], 0), record["step"])
+    return found
+
+
 def last_study_status(outbox: Path) -> str | None:
     """Return the status of the last driver: "interrupted" if it never left; None if unknown."""
     status = None
-    try:
-        with _opened(outbox) as file:
-            # Study records are few, and parsing every epoch of a long study takes a while.
-            for line in file:
-                record = _parse(line) if line.startswith(b'{"k":"study') else None
-                if record is not None:
-                    status = str(record.get("status", "interrupted"))
-    except FileNotFoundError:
-        return None
+    for record in _records_of(outbox, "study"):
+        status = str(record.get("status", "interrupted"))
     return status
+
+
+def _records_of(outbox: Path, kind: str) -> Iterator[Record]:
+    """Yield the records whose kind begins so; parsing all of a long study takes a while."""
+    start = f'{{"k":"{kind}'.encode()
+    with contextlib.suppress(FileNotFoundError), _opened(outbox) as file:
+        for line in file:
+            record = _parse(line) if line.startswith(start) else None
+            if record is not None:
+                yield record
 
 
 def _parse(line: bytes) -> Record | None:

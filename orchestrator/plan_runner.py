@@ -115,6 +115,9 @@ class PlanRunner:
         scheduled = swept and self.room is None
         settings = tune.scheduler.model_dump() if tune.scheduler and scheduled else {}
         scheduler = sweep.make_scheduler(settings, planning.longest_epochs(self.experiment))
+        if scheduler is not None:
+            partial, events = self.study.partial_rows(), self.study.outbox
+            scheduler.recorded = restoring.recorded_epochs(monitor.epochs, partial, events)
         on_result: OnResult = monitor.on_result
         if self.oracle_metric is not None and searching:
             scheduler = ShownScheduler(scheduler, self.oracle_metric.add)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import ray_state
+from orchestrator import outbox, ray_state
+from orchestrator.ledger import Row
 from orchestrator.ray_state import Remembered
 from orchestrator.searchers import Known, ListSearcher, MakeConfig
 from orchestrator.units import Unit
@@ -69,6 +70,23 @@ def go_on(
         told(f"Ray did not restore them ({error}): rebuilding from the ledger")
         return False
     return True
+
+
+def recorded_epochs(
+    known: Mapping[str, int], partial: Iterable[Row], events: Path
+) -> dict[str, int]:
+    """Return by key the most epochs that any record has of a row: what was told is not taken back.
+
+    Args:
+        known: The same of the ledger.
+        partial: Rows that were begun.
+        events: The study's outbox.
+    """
+    found = dict(known)
+    begun = [(row.key, row.epochs_done) for row in partial]
+    for key, epochs in [*begun, *outbox.told_epochs(events).items()]:
+        found[key] = max(found.get(key, 0), epochs)
+    return found
 
 
 def plan_list(

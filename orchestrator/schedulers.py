@@ -10,10 +10,16 @@ import math
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, async_hyperband
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+    async_hyperband,
+)
 
 from orchestrator.kept_actors import KeepsActors
 from orchestrator.ray_state import LiveObject, NotRestoredError
@@ -73,6 +79,30 @@ class _Sorted(dict[str, float]):
         return low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part)
 
 
+class HoldsTo:
+    """Holds to what was decided before: no trial is stopped at an epoch after which it went on.
+
+    A trial whose state was lost reports its epochs once more, when others have reported that had
+    not before; its row, another seed of its block or its run in MLflow may have gone further.
+
+    Attributes:
+        recorded: By ledger key, the most epochs that any record of the study has.
+    """
+
+    recorded: Mapping[str, int] = MappingProxyType({})
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide as the rule does, but not against what has been decided."""
+        rule: Any = super()
+        decision = str(rule.on_trial_result(tune_controller, trial, result))
+        if decision != TrialScheduler.STOP:
+            return decision
+        keys = trial.config["unit"]["rows"].values()
+        before = max((self.recorded.get(key, 0) for key in keys), default=0)
+        epoch = int(result["training_iteration"])
+        return TrialScheduler.CONTINUE if epoch < before else decision
+
+
 class _Bracket(async_hyperband._Bracket):
     """Ray's, with rungs that are sorted already."""
 
@@ -84,7 +114,7 @@ class _Bracket(async_hyperband._Bracket):
         return recorded.quantile((1 - 1 / self.rf) * 100 / 100) if recorded else None
 
 
-class Asha(LiveObject, KeepsActors, ASHAScheduler):
+class Asha(LiveObject, HoldsTo, KeepsActors, ASHAScheduler):
     """Asynchronous successive halving; its state is what each rung has recorded."""
 
     stateful = True
@@ -124,7 +154,7 @@ class Asha(LiveObject, KeepsActors, ASHAScheduler):
                 del recorded[trial_id]
 
 
-class Median(LiveObject, KeepsActors, MedianStoppingRule):
+class _Medians(MedianStoppingRule):
     """The median stopping rule; its state is the results of each trial.
 
     It decides as Ray's does, but keeps the running means that Ray computes anew from all trials for
@@ -193,3 +223,7 @@ class Median(LiveObject, KeepsActors, MedianStoppingRule):
             with np.errstate(invalid="ignore"):
                 mean = float(np.mean([v for t, v in curve if self._grace_period <= t <= at]))
             self._means[at][name] = mean if math.isfinite(mean) else math.nan
+
+
+class Median(LiveObject, HoldsTo, KeepsActors, _Medians):
+    """The median stopping rule."""

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from orchestrator.errors import StudyError
 from orchestrator.holding import locked
@@ -213,7 +214,9 @@ class MlflowStore:
 
     def __init__(self, uri: str, study: Study) -> None:
         prepare_store(uri)
+        self._uri = uri
         self._client = _client(uri)
+        self._made: dict[str, str] = {}  # artifact URIs of the runs made here
         # A server knows where its artifacts go. For a database MLflow's own choice would be a
         # folder below whatever the current one is.
         folder = study.root / "mlflow-artifacts" / study.name
@@ -296,7 +299,9 @@ class MlflowStore:
         """Make a run with status RUNNING and return its id."""
         with _translated():
             run = self._client.create_run(experiment_id, start, dict(tags), name)
-            return str(run.info.run_id)
+            run_id = str(run.info.run_id)
+            self._made[run_id] = str(run.info.artifact_uri)
+            return run_id
 
     def log(
         self,
@@ -306,17 +311,19 @@ class MlflowStore:
         points: Iterable[Point] = (),
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Add params and points and set tags, in as few requests as MLflow takes."""
+        """Add params and points and set tags, in as few requests as MLflow takes, tags last."""
         from mlflow.entities import Metric, Param, RunTag
 
         metrics = [Metric(p.metric, p.value, p.t, p.step) for p in points]
         values = [Param(name, value) for name, value in (params or {}).items()]
         marks = [RunTag(name, value) for name, value in (tags or {}).items()]
         while metrics or values or marks:
-            room = 1000 - len(values[:100]) - len(marks[:100])  # of entities in one request
+            some, few = metrics[:_MOST_METRICS], values[:_MOST_OTHERS]
+            metrics, values = metrics[_MOST_METRICS:], values[_MOST_OTHERS:]
+            last = [] if metrics or values else marks[:_MOST_OTHERS]
             with _translated(refusable=True):
-                self._client.log_batch(run_id, metrics[:room], values[:100], marks[:100])
-            metrics, values, marks = metrics[room:], values[100:], marks[100:]
+                self._client.log_batch(run_id, some, few, last)
+            marks = marks[len(last) :]
 
     def steps(self, run_id: str, metrics: Iterable[str]) -> set[int]:
         """Return the steps at which the run has any of the metrics."""
@@ -329,8 +336,17 @@ class MlflowStore:
 
     def upload(self, run_id: str, folder: Path) -> None:
         """Copy the files of a folder to the run's artifacts."""
+        made = self._made.get(run_id, "elsewhere://")
         with _translated(refusable=True):
-            self._client.log_artifacts(run_id, os.fspath(folder))
+            if urlsplit(made).scheme in _PLAIN_ARTIFACTS:
+                from mlflow.store.artifact.artifact_repository_registry import (
+                    get_artifact_repository,
+                )
+
+                # The client would ask for the whole run, to learn where its artifacts go.
+                get_artifact_repository(made, self._uri).log_artifacts(os.fspath(folder))
+            else:
+                self._client.log_artifacts(run_id, os.fspath(folder))
 
     def log_model(
         self,
@@ -391,6 +407,9 @@ class MlflowStore:
                 self._client.set_terminated(run_id, status, end)
 
 
+# A request has 1000 entities at most, 100 of them params and 100 tags.
+_MOST_METRICS, _MOST_OTHERS = 800, 100
+_PLAIN_ARTIFACTS = ("", "file", "mlflow-artifacts")
 # MLflow's pages open an experiment of this kind as a table of runs, not of traces.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 

@@ -173,8 +173,10 @@ class Drain:
         points = list({(p.metric, p.step): p for p in reversed(points)}.values())
         if row is not None:
             sender.send_row(run, row, points)
-        elif points:
+            return
+        if points:
             sender.add_points(run, points)
+        sender.flush(run)
 
     def _settle(self, keys: list[str], *, all_rows: bool = False) -> None:
         """Send rows that no record told of; leave nothing running that no driver runs."""

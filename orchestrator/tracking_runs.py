@@ -7,7 +7,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,6 +110,22 @@ class Store(Protocol):
 
 
 @dataclass
+class Waiting:
+    """Params, points and tags of a run that are not in the store: a request costs more than they.
+
+    Attributes:
+        params, points, tags: As `Store.log` takes them.
+    """
+
+    params: dict[str, str] = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.params or self.points or self.tags)
+
+
+@dataclass
 class Run:
     """A row's run: what of it the store has by now.
 
@@ -117,6 +133,7 @@ class Run:
         digest: Digest of the row that was sent whole, or None.
         steps: Epochs whose points are there; None where the store has to be asked.
         artifacts: Whether its artifacts were taken.
+        waiting: What goes out with its next write.
     """
 
     run_id: str
@@ -129,6 +146,7 @@ class Run:
     digest: str | None = None
     steps: set[int] | None = None
     artifacts: bool = True
+    waiting: Waiting = field(default_factory=Waiting)
 
     def outcome(self) -> Outcome:
         """Return what other runs and the study say of it."""

@@ -25,6 +25,7 @@ from orchestrator.tracking_runs import (
     RunRefusedError,
     Store,
     StoreDownError,
+    Waiting,
     study_totals,
     write_artifacts,
 )
@@ -140,7 +141,7 @@ class Sender:
             self._report = content
 
     def run_of(self, key: str, head: Row | None) -> Run:
-        """Return the run of a row, made if missing with what `head` says of it.
+        """Return the run of a row, made if missing; what `head` says of it waits for `flush`.
 
         Raises:
             ValueError: There is neither a run nor a head.
@@ -149,7 +150,7 @@ class Sender:
         if run is not None:
             if head is not None:
                 # A drain killed between making the run and describing it left it without params.
-                self._send_params(run, flat_params(head))
+                self._add_params(run, flat_params(head))
             return run
         if head is None:
             raise ValueError(f"row {key} has neither a run nor a head")
@@ -158,14 +159,21 @@ class Sender:
         run_id = self._store.create(self._experiment_id, view.name, view.start, tags)
         run = Run(run_id, view.name, "RUNNING", None, tags, set(), {}, steps=set())
         self.runs[key] = run
-        self._send_params(run, view.params)
+        self._add_params(run, view.params)
         return run
 
-    def _send_params(self, run: Run, params: Mapping[str, str]) -> None:
+    def _add_params(self, run: Run, params: Mapping[str, str]) -> None:
         new = {name: value for name, value in params.items() if name not in run.params}
-        if new:
-            self._store.log(run.run_id, params=new)
-            run.params.update(new)
+        run.waiting.params |= new
+        run.params.update(new)
+
+    def flush(self, run: Run) -> None:
+        """Send what waits of a run, in one request; what is refused goes on waiting."""
+        waiting = run.waiting
+        if waiting:
+            points = {(p.metric, p.step): p for p in waiting.points}.values()
+            self._store.log(run.run_id, params=waiting.params, points=points, tags=waiting.tags)
+            run.waiting = Waiting()
 
     def steps_of(self, run: Run) -> set[int]:
         """Return the epochs whose points the run has."""
@@ -177,12 +185,12 @@ class Sender:
 
     def add_points(self, run: Run, points: list[Point]) -> None:
         """Add points of epochs that the store lacks."""
-        self._store.log(run.run_id, points=points)
+        run.waiting.points += points
         self.steps_of(run).update(p.step for p in points)
         run.metrics.update({p.metric: p.value for p in sorted(points, key=lambda p: p.step)})
 
     def send_row(self, run: Run, row: Row, points: list[Point]) -> None:
-        """Send a row of the ledger whole but for its status, which `describe` sets.
+        """Send artifacts and inputs of a row of the ledger; the rest goes out with `describe`.
 
         Args:
             run: Its run.
@@ -194,7 +202,8 @@ class Sender:
             return
         steps = self.steps_of(run) | {p.step for p in points}
         points = points + [p for p in view.curve if p.step not in steps] + view.totals
-        self._store.log(run.run_id, points=points, tags=view.tags)
+        run.waiting.points += points
+        run.waiting.tags |= view.tags
         steps.update(p.step for p in view.curve)
         run.steps, run.tags, run.digest = steps, {**run.tags, **view.tags}, None
         run.metrics |= {p.metric: p.value for p in [*view.curve, *view.totals]}
@@ -256,9 +265,9 @@ class Sender:
         with contextlib.suppress(SpaceError):
             study = run_link(self._experiment_id, self.parent, self._study.name)
             tags[_NOTE] = row_note(row, run.outcome(), others, self._experiment_id, said, study)
-        if any(run.tags.get(name) != value for name, value in tags.items()):
-            self._store.log(run.run_id, tags=tags)
-            run.tags |= tags
+        run.waiting.tags |= {n: value for n, value in tags.items() if run.tags.get(n) != value}
+        self.flush(run)
+        run.tags |= tags
         run.digest = tags["nas.row"]
         if run.status != view.status or run.end != view.end:
             self._store.set_status(run.run_id, view.status, view.end)
@@ -301,7 +310,8 @@ class Sender:
         word = {"RUNNING": "running", "KILLED": "interrupted"}[status]
         if run.status == status and run.tags.get("status") == word:
             return
-        self._store.log(run.run_id, tags={"status": word})
+        run.waiting.tags["status"] = word
+        self.flush(run)
         end = milliseconds(time.time()) if status == "KILLED" else None
         self._store.set_status(run.run_id, status, end)
         run.tags["status"], run.status = word, status
@@ -312,10 +322,11 @@ class Sender:
         view = self._marked(view_of(replace(row, ended=None), self._study.id, self.parent))
         points = [p for p in view.curve if p.step not in self.steps_of(run)]
         tags = {n: v for n, v in view.tags.items() if n != "status" and run.tags.get(n) != v}
-        if points or tags:
-            self._store.log(run.run_id, points=points, tags=tags)
-            self.steps_of(run).update(p.step for p in points)
-            run.tags |= tags
+        run.waiting.points += points
+        run.waiting.tags |= tags
+        self.flush(run)
+        self.steps_of(run).update(p.step for p in points)
+        run.tags |= tags
 
     def describe_study(self, status: str) -> None:
         """Set the status, note and totals of the study's own run."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks.faults import stores
 from benchmarks.faults.stores import MlflowServer
 
 
@@ -32,7 +31,7 @@ def test_a_server_starts_after_its_database(
 
     server = MlflowServer(tmp_path, "sqlite")
     server.postgres = Database(order)  # type: ignore[assignment]
-    monkeypatch.setattr(stores.subprocess, "Popen", start)
+    monkeypatch.setattr("benchmarks.faults.stores.subprocess.Popen", start)
     with pytest.raises(InterruptedError):
         server.start()
     assert order == ["database", "server"]

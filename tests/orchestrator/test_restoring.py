@@ -20,10 +20,11 @@ from ray.train._internal.storage import StorageContext
 from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
 
-from orchestrator import ray_state, tracking
+from orchestrator import outbox, ray_state, tracking
 from orchestrator.config import load_experiment
+from orchestrator.ledger import write_row
 from orchestrator.ray_state import NotRestoredError, Remembered
-from orchestrator.restoring import known_to_tune, plan_list
+from orchestrator.restoring import known_to_tune, plan_list, recorded_epochs
 from orchestrator.runner import run_study
 from orchestrator.schedulers import Asha, Median
 from orchestrator.searchers import Known
@@ -31,6 +32,7 @@ from orchestrator.shown_scheduler import ShownScheduler
 from orchestrator.simulating import simulated
 from orchestrator.units import Unit
 from tests.orchestrator import drive
+from tests.orchestrator.fake_study import make_study, search_row
 from tests.spaces.tables import columns201, write
 
 STATE_FILES = (
@@ -163,6 +165,25 @@ def test_of_a_trial_that_ended_tune_keeps_what_is_read_again(tmp_path: Path) -> 
     again.restore_run_metadata(after[1])
     assert again.status == Trial.TERMINATED
     assert again.last_result["pid"] == 7
+
+
+def test_every_record_says_how_far_a_row_went(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "studies")
+    ended = search_row("ended", 0, [0.5, 0.6])
+    study.ledger.write(ended)
+    begun = search_row("begun", 0, [0.5, 0.6, 0.7], status="running")
+    write_row(study.checkpoints / begun.key / "row.json", begun)
+    torn = study.checkpoints / ("c" * 16) / "row.json"
+    torn.parent.mkdir()
+    torn.write_text("{")
+    with outbox.Outbox(study.outbox) as made:
+        for key, epoch in (("c" * 16, 1), ("c" * 16, 4), (ended.key, 1), (begun.key, 2)):
+            made.append(outbox.epoch_record(key, "search", {"epoch": epoch}, 1.0))
+        made.append(outbox.row_record("d" * 16, 1.0))
+    with study.outbox.open("a") as file:
+        file.write('{"k":"epoch","key":"' + "e" * 16)
+    found = recorded_epochs({ended.key: 2}, study.partial_rows(), study.outbox)
+    assert found == {ended.key: 2, begun.key: 3, "c" * 16: 4}
 
 
 # Healing
@@ -298,6 +319,10 @@ def test_optuna_is_told_which_of_its_trials_ray_has() -> None:
 class PlainTrial:
     trial_id: str
     status: str = "RUNNING"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"unit": {"rows": {"0": self.trial_id}}}
 
 
 class Controller:

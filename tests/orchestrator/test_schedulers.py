@@ -31,6 +31,11 @@ class Trial:
     trial_id: str
     status: str = "RUNNING"
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """Of a block of two seeds."""
+        return {"unit": {"rows": {"0": f"{self.trial_id}/0", "1": f"{self.trial_id}/1"}}}
+
 
 class Controller:
     def get_live_trials(self) -> list[Trial]:
@@ -66,6 +71,8 @@ def decisions(scheduler: Any, values: list[list[float]], order: list[int]) -> li
             found.append("ended")
         else:
             found.append(scheduler.on_trial_result(Controller(), trials[index], result))
+        if found[-1] == "STOP":
+            scheduler.on_trial_complete(None, trials[index], result)
         if found[-1] != "CONTINUE":
             trials[index].status = "TERMINATED"
     return found
@@ -132,6 +139,28 @@ def test_sorted_values_are_those_of_numpy(changes: list[tuple[str, float, bool]]
                 assert np.array_equal(found.quantile(share), expected, equal_nan=True)
             middle = np.median(known) if known else math.nan
         assert np.array_equal(found.median(), middle, equal_nan=True)
+
+
+@pytest.mark.parametrize("make", [lambda: asha(Asha, 2.0), lambda: median(Median, 1.0)])
+def test_what_went_on_before_is_not_stopped_where_it_went_on(make: Callable[[], Any]) -> None:
+    rule = make()
+    # A seed of "low" is known to have ended epoch 3, so that it was not stopped at 1 or 2.
+    rule.recorded = {"low/1": 3, "low/0": 1, "other/0": 2}
+    trials = {name: Trial(name) for name in ("a", "b", "low", "other", "new")}
+
+    def tell(name: str, epoch: int, value: float) -> str:
+        result = {"training_iteration": epoch, "v": value}
+        return str(rule.on_trial_result(Controller(), trials[name], result))
+
+    for trial in trials.values():
+        rule.on_trial_add(None, trial)
+    for epoch in (1, 2, 3, 4):
+        assert {tell("a", epoch, 0.8), tell("b", epoch, 0.9)} == {"CONTINUE"}
+    assert [tell("low", epoch, 0.1) for epoch in (1, 2)] == ["CONTINUE", "CONTINUE"]
+    assert "STOP" in [tell("low", epoch, 0.1) for epoch in (3, 4)]
+    assert tell("other", 1, 0.1) == "CONTINUE"
+    assert tell("other", 2, 0.1) == "STOP"
+    assert tell("new", 1, 0.1) == "STOP"
 
 
 def test_a_trial_that_reports_again_is_judged_once() -> None:
