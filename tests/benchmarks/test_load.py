@@ -6,19 +6,22 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import load
+from benchmarks import load, snapshots
 from benchmarks.faults import campaign
 from benchmarks.faults.campaign import Round
 from benchmarks.load import Follower, Sample
+from benchmarks.snapshots import Snapshot
 from orchestrator.cli import app
 from orchestrator.config import load_experiment
 from orchestrator.outbox import Offset, Outbox, study_record, write_offset
+from spaces.core.errors import NasError
 
 
 def samples(cpu_s: Sequence[float]) -> list[Sample]:
@@ -75,12 +78,41 @@ def test_a_study_is_followed(tmp_path: Path) -> None:
 def test_rows_in_the_store_are_counted_beside_the_sweep_and_after_it(tmp_path: Path) -> None:
     study = study_of(tmp_path, 20)
     whole = (study / "outbox" / "events.jsonl").stat().st_size
-    seen = [Sample(100.0 + s, 20, 1.0, 1, 7, whole * s // 20) for s in range(11)]
+    # A row a second comes in from second 2 on, in twos; the sweep is over after eight.
+    shares = [0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10]
+    seen = [
+        Sample(100.0 + second, min(20, 2 * second + 4), 1.0, 1, 7, whole * share // 20)
+        for second, share in enumerate(shares)
+    ]
     found = load._tracking(seen, study, 119.0)
     assert found["sent_beside"] == pytest.approx(0.5)
-    assert found["sent_per_s_beside"] == pytest.approx(1.0, rel=0.1)
-    assert found["sent_per_s"] == pytest.approx(20 / 18)  # from the first second that had any
+    assert found["sent_per_s_beside"] == pytest.approx(4 / 5, rel=0.05)  # of seconds 2 to 7
+    assert found["sent_per_s"] == pytest.approx(20 / 17)  # from the first second that had any
     assert found["drain_peak_bytes"] == 7
+    nothing = load._tracking([Sample(100.0, 20, 1.0, 1, 7, 0)], study, 110.0)
+    assert nothing["sent_per_s_beside"] is None
+    assert nothing["sent_beside"] == 0
+
+
+def test_snapshots_are_told_with_the_longest_and_the_last(tmp_path: Path) -> None:
+    file = tmp_path / "snapshots.jsonl"
+    assert load._snapshots(snapshots.read(file)) == {}
+    made = [Snapshot(0.1, 100, 5), Snapshot(0.5, 900, 9), Snapshot(0.2, 800, 10)]
+    file.write_text("".join(json.dumps(asdict(each)) + "\n" for each in made))
+    found = load._snapshots(snapshots.read(file))
+    assert found["snapshots"] == 3
+    assert (found["snapshot_most_s"], found["snapshot_last_s"]) == (0.5, 0.2)
+    assert found["snapshots_s"] == pytest.approx(0.8)
+    assert found["state_file_bytes"] == 900
+
+
+def test_a_sweep_that_fails_is_said_without_a_traceback(tmp_path: Path) -> None:
+    table = tmp_path / "table.parquet"
+    table.write_text("no table")
+    with pytest.raises(NasError, match="nas simulate of the sweep failed with exit code 2"):
+        CliRunner().invoke(
+            app, ["bench", "load", "--trials", "10", "--table", str(table)], catch_exceptions=False
+        )
 
 
 @pytest.mark.parametrize("simulated", [False, True])

@@ -113,6 +113,25 @@ def test_the_median_rule_is_ray_s(
     assert decisions(median(Median, grace, mode=mode), values, order) == theirs
 
 
+@pytest.mark.parametrize("kind", [MedianStoppingRule, Median])
+@pytest.mark.parametrize(("value", "decision"), [(2.2, "CONTINUE"), (1.9, "STOP")])
+def test_the_last_result_of_a_trial_that_ended_counts_twice(
+    kind: type, value: float, decision: str
+) -> None:
+    rule = median(kind, 1.0)
+    trials = {name: Trial(name) for name in "cab"}
+    values = {"a": [4.0, 1.0], "b": [4.0, 1.0], "c": [value, value]}
+    for epoch in (1, 2):
+        for name, trial in trials.items():
+            result = {"training_iteration": epoch, "v": values[name][epoch - 1]}
+            if (name, epoch) != ("c", 2):
+                assert rule.on_trial_result(Controller(), trial, result) == "CONTINUE"
+            if epoch == 2 and name != "c":
+                rule.on_trial_complete(None, trial, result)
+    result = {"training_iteration": 2, "v": value}  # against (4 + 1 + 1) / 3
+    assert rule.on_trial_result(Controller(), trials["c"], result) == decision
+
+
 @pytest.mark.parametrize("make", [lambda: asha(Asha, 2.0), lambda: median(Median, 1.0)])
 def test_some_are_stopped_and_some_are_not(make: Callable[[], Any]) -> None:
     values = [[float(index)] * EPOCHS for index in (5, 6, 7, 1, 9)]
