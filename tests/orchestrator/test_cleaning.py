@@ -37,13 +37,17 @@ def test_what_killed_processes_left_goes_and_nothing_else_does(tmp_path: Path) -
     old = study.path / "report" / ".report.html.a1b2c3d4"
     wanted |= {study.path / "ledger" / ".row.json.a1b2c3d4": False, old: False}
     wanted |= {study.path / "report" / ".report.md.a1b2c3d4": True}  # may be written just now
+    wanted |= {study.path / "ledger" / ".notes.backup-1": True}  # a person's
+    folder = study.path / "ledger" / ".folder.a1b2c3d4"
     wanted |= {study.path / "report" / "report.html": True, study.path / "outbox" / "x": True}
     for path in wanted:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
     os.utime(old, (time.time() - 600,) * 2)
+    folder.mkdir()
     cleaning.tidy(study)
     assert {path: path.exists() for path in wanted} == wanted
+    assert folder.is_dir()
 
 
 def test_what_a_searcher_without_values_knew_is_written_too(tmp_path: Path) -> None:

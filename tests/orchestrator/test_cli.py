@@ -365,6 +365,10 @@ def test_clean_removes_what_is_not_needed_and_says_its_size(nas: Nas, study: Stu
         (folder / "state.pt").write_bytes(b"x" * 1000)
         (folder / "final.pt").write_bytes(b"x" * 10)
         kept.append(folder / "final.pt")
+    other = search_row("another", 0, [0.1])  # of which nothing is kept, its folder neither
+    study.ledger.write(other)
+    (study.checkpoints / other.key).mkdir()
+    (study.checkpoints / other.key / "row.json").write_bytes(b"x" * 3)
     kept.append(study.checkpoints / open_row.key / "state.pt")  # a stopped row can be continued
     kept += [study.experiment_file, *sorted((study.path / "ledger").glob("*.json"))]
     study.ray.mkdir()
@@ -372,15 +376,17 @@ def test_clean_removes_what_is_not_needed_and_says_its_size(nas: Nas, study: Stu
     (study.path / "ledger" / ".row.json.abcdefgh").write_bytes(b"x" * 7)
     removed = [study.checkpoints / done.key / "state.pt", study.ray]
     removed.append(study.path / "ledger" / ".row.json.abcdefgh")
+    removed.append(study.checkpoints / other.key / "row.json")
 
     code, out, _ = nas("clean", "tiny", "--dry-run", "--json")
     planned = json.loads(out)
-    assert (code, planned["bytes"], planned["removed"]) == (0, 1507, False)
+    assert (code, planned["bytes"], planned["removed"]) == (0, 1510, False)
     assert all(path.exists() for path in kept + removed)
     code, out, _ = nas("clean", "tiny")
     assert "1.5 kB freed" in out
     assert all(path.exists() for path in kept)
     assert not any(path.exists() for path in removed)
+    assert not (study.checkpoints / other.key).exists()
     assert json.loads(nas("clean", "tiny", "--json")[1])["paths"] == []
 
 
