@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from orchestrator import sqlite_store
 from orchestrator.errors import StudyError
 from orchestrator.holding import locked
 from orchestrator.reconciling import STUDY, Finding, compare, mend_runs, repair
@@ -154,6 +155,9 @@ def prepare_store(uri: str) -> None:
         lock = file.with_name(f".{file.name}.lock")
     try:
         with locked(lock), _translated():
+            if file is not None:
+                with _quiet():
+                    sqlite_store.prepare(file)
             _client(uri).search_experiments(max_results=1)
     except OSError as error:
         raise StoreDownError(
@@ -444,16 +448,22 @@ def _study(study: str | os.PathLike[str] | Study) -> Study:
 
 
 def _client(uri: str) -> MlflowClient:
+    with _quiet():
+        from mlflow import MlflowClient
+
+        return MlflowClient(uri, uri)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what MLflow says while it is imported and sets up its tables to itself."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        # MLflow sets up its tables here with what SQLAlchemy has deprecated.
-        warnings.simplefilter("ignore")
-        from mlflow import MlflowClient
-
-        return MlflowClient(uri, uri)
+        warnings.simplefilter("ignore")  # of SQLAlchemy, at what MLflow uses
+        yield
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator import cli, planning, runner, selecting, simulating, tracking
+from orchestrator import cli, outbox, planning, runner, selecting, simulating, tracking
 from orchestrator.config import load_experiment
 from orchestrator.dimensions import Dimension
 from orchestrator.errors import ConfigError, StudyError
@@ -589,3 +589,18 @@ def test_a_simulation_that_was_cut_off_is_resumed_on_ray_and_sent_to_mlflow(
     assert (said + more).count("SIMULATED: nothing was trained") == 3
     # The drain goes on after the command, and may have made no tables yet.
     drive.wait_for(lambda: marked_runs(tmp_path / "mlflow.db") == 31, tmp_path)
+
+
+@pytest.mark.parametrize(("alone_s", "seen"), [(0.0, "interrupted"), (60.0, "finished")])
+def test_mlflow_is_filled_beside_a_long_simulation_and_after_a_short_one(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone_s: float, seen: str
+) -> None:
+    found: list[str | None] = []
+
+    def start(study: Study, _: str) -> None:
+        found.append(outbox.last_study_status(study.outbox))
+
+    monkeypatch.setattr(tracking, "start_drain", start)
+    monkeypatch.setattr(runner, "SIMULATED_ALONE_S", alone_s)
+    simulate(experiment(table, tmp_path), tmp_path / "studies")
+    assert found == [seen]

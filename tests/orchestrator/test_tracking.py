@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mlflow.entities import Run
 from PIL import Image
 
 from orchestrator import tracking
+from orchestrator.sqlite_store import is_half_made
 from orchestrator.study import Study
 from orchestrator.tracking_location import has_tables
 from orchestrator.tracking_runs import RunRefusedError
@@ -262,6 +264,63 @@ def test_the_drain_makes_the_tables_of_a_new_store(tmp_path: Path) -> None:
     process.terminate()
     process.wait()
     assert MlflowClient(uri).search_experiments()
+
+
+def tables(file: Path) -> set[str]:
+    with contextlib.closing(sqlite3.connect(file)) as base:
+        found = base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        return {str(name) for (name,) in found}
+
+
+def test_a_store_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    uri = f"sqlite:///{file}"
+    process = tracking.start_drain(make_study(tmp_path, "first"), uri)
+    while process.poll() is None and not file.exists():
+        time.sleep(0.001)
+    process.kill()  # as soon as there is anything
+    process.wait()
+    made = tables(file)
+    assert made >= {"experiments", "runs", "trace_info"}
+    assert MlflowClient(uri).search_experiments()
+    assert made == tables(file)
+    assert [
+        path.name for path in tmp_path.iterdir() if path.name.startswith(".mlflow.db.new")
+    ] == []
+
+
+def test_what_a_killed_migration_left_is_made_anew_if_it_is_empty(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.db"
+    tracking.prepare_store(f"sqlite:///{whole}")
+    assert not is_half_made(whole)
+
+    def left(name: str, *statements: str) -> Path:
+        file = tmp_path / f"{name}.db"
+        shutil.copy(whole, file)
+        with contextlib.closing(sqlite3.connect(file)) as base:
+            for statement in statements:
+                base.execute(statement)
+            base.commit()
+        return file
+
+    torn = left("torn", "DROP TABLE trace_info", "CREATE TABLE _alembic_tmp_metrics (key TEXT)")
+    assert is_half_made(torn)
+    (tmp_path / ".torn.db.new").write_bytes(b"of a process that was killed")
+    tracking.prepare_store(f"sqlite:///{torn}")
+    assert tables(torn) == tables(whole)
+    assert MlflowClient(f"sqlite:///{torn}").search_experiments()
+    assert not (tmp_path / ".torn.db.new").exists()
+    assert is_half_made(left("later", "CREATE TABLE _alembic_tmp_runs (key TEXT)"))
+    # What has something in it, and what is not MLflow's, is left as it is.
+    run = "INSERT INTO runs (run_uuid, lifecycle_stage, experiment_id) VALUES ('r', 'active', 0)"
+    assert not is_half_made(left("filled", run, "DROP TABLE trace_info"))
+    foreign = tmp_path / "foreign.db"
+    with contextlib.closing(sqlite3.connect(foreign)) as base:
+        base.execute("CREATE TABLE mine (key TEXT)")
+        base.commit()
+    assert not is_half_made(foreign)
+    foreign.write_bytes(b"no database at all" * 100)
+    assert not is_half_made(foreign)
 
 
 def test_half_made_and_foreign_files_are_no_store(tmp_path: Path) -> None:
