@@ -202,24 +202,30 @@ def _check_knowledge(
         return  # it was left by a driver that was killed; nothing was left to run after that
     configurations = {row["config_id"]: len(row["curve"]) for row in rows.values()}
     complete = {row["config_id"] for row in rows.values() if row["status"] == "finished"}
-    verdict.knew = True
     searcher = known["searcher"]
-    if set(searcher["complete"]) != complete:
-        verdict.knew = False
-        verdict.wrong.append(
-            f"the searcher knew {len(searcher['complete'])} of {len(complete)} whole configurations"
-        )
-    if len(complete) + searcher["pruned"] != len(configurations):
-        verdict.knew = False
-        verdict.wrong.append(
-            f"the searcher knew {searcher['pruned']} stopped ones of "
-            f"{len(configurations) - len(complete)}"
-        )
+    if searcher is not None:  # or lost trials ran again from a list: nothing was to be suggested
+        verdict.knew = True
+        _check_searcher(verdict, searcher, complete, len(configurations))
     for milestone, recorded in known["scheduler"]["rungs"]:
         due = sum(epochs >= milestone for epochs in configurations.values())
         if recorded != due:
             verdict.knew = False
             verdict.wrong.append(f"the rung at {milestone:g} had {recorded} of {due} trials")
+
+
+def _check_searcher(
+    verdict: Verdict, searcher: Mapping[str, Any], complete: set[str], count: int
+) -> None:
+    if set(searcher["complete"]) != complete:
+        verdict.knew = False
+        verdict.wrong.append(
+            f"the searcher knew {len(searcher['complete'])} of {len(complete)} whole configurations"
+        )
+    if len(complete) + searcher["pruned"] != count:
+        verdict.knew = False
+        verdict.wrong.append(
+            f"the searcher knew {searcher['pruned']} stopped ones of {count - len(complete)}"
+        )
 
 
 def _check_leftovers(

@@ -198,6 +198,15 @@ def test_a_searcher_or_scheduler_that_has_forgotten_is_seen(
     assert verdict.knew is False
 
 
+def test_a_list_of_lost_trials_has_no_searcher_to_know_them(left: Left) -> None:
+    left.known["searcher"] = None
+    verdict = left.look()
+    assert verdict.holds
+    assert verdict.knew is None
+    left.known["scheduler"] = {"rungs": [[1.0, 7], [2.0, 6]]}
+    assert left.look().knew is False
+
+
 def test_what_an_older_driver_knew_is_no_finding(left: Left) -> None:
     left.known = {"time": 150.0, "searcher": {"complete": [], "pruned": 0}, "scheduler": {}}
     verdict = left.look()
