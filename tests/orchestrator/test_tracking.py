@@ -280,6 +280,8 @@ def test_a_store_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
         time.sleep(0.001)
     process.kill()  # as soon as there is anything
     process.wait()
+    with contextlib.closing(sqlite3.connect(file)) as base:
+        assert base.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     made = tables(file)
     assert made >= {"experiments", "runs", "trace_info"}
     assert MlflowClient(uri).search_experiments()
