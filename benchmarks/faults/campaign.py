@@ -90,6 +90,7 @@ class Campaign:
     def __enter__(self) -> Campaign:
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nas-faults-")))
+            stack.callback(self._reference.close)
             self._logs = folder / "logs"
             self._root = folder / "studies"
             self.small_disk = kinds.small_disk(self._root)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,26 +59,56 @@ class Verdict:
 
 
 class Reference:
-    """Undisturbed searches, run in this process without Ray when they are first asked for."""
+    """Undisturbed searches, run without Ray when they are first asked for."""
 
     def __init__(self) -> None:
         self._curves: dict[str, list[dict[str, Any]]] = {}
+        self._coming: dict[str, Future[list[dict[str, Any]]]] = {}
+        self._pool: ProcessPoolExecutor | None = None
+
+    def prepare(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Begin those of rows that are not known, side by side in processes of their own."""
+        for row in rows:
+            name = _name(row)
+            if name in self._curves or name in self._coming:
+                continue
+            if self._pool is None:
+                spawn = multiprocessing.get_context("spawn")
+                self._pool = ProcessPoolExecutor(os.cpu_count(), mp_context=spawn)
+            self._coming[name] = self._pool.submit(_undisturbed, _settings(row), row["seed"])
 
     def curve(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the curve that a row's search has if nothing happens to it, without times."""
-        settings = {kind: row["settings"][kind] for kind in _SECTIONS}
-        name = json.dumps([settings, row["seed"]], sort_keys=True)
+        name = _name(row)
         if name not in self._curves:
-            import torch
-
-            from trainables.search import SearchTrial
-
-            torch.set_num_threads(1)
-            alone = SearchTrial(**settings, seed=row["seed"])
-            alone.run()
-            plain = json.loads(json.dumps(alone.curve, default=str))
-            self._curves[name] = without_times(plain)
+            coming = self._coming.pop(name, None)
+            found = coming.result() if coming else _undisturbed(_settings(row), row["seed"])
+            self._curves[name] = found
         return self._curves[name]
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _settings(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {kind: row["settings"][kind] for kind in _SECTIONS}
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return json.dumps([_settings(row), row["seed"]], sort_keys=True)
+
+
+def _undisturbed(settings: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
+    import torch
+
+    from trainables.search import SearchTrial
+
+    torch.set_num_threads(1)
+    alone = SearchTrial(**settings, seed=seed)
+    alone.run()
+    return without_times(json.loads(json.dumps(alone.curve, default=str)))
 
 
 def without_times(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -105,6 +137,7 @@ def check(
     """
     verdict = Verdict()
     rows = study.rows()
+    reference.prepare(rows.values())
     _check_plan(verdict, rows)
     for key, row in rows.items():
         _check_row(verdict, key, row, reference)

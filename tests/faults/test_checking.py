@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.faults import campaign, checking
 from benchmarks.faults.campaign import Round, summary
-from benchmarks.faults.checking import Verdict, check
+from benchmarks.faults.checking import Reference, Verdict, check
 from benchmarks.faults.studies import BLOCKS, CONFIGURATIONS, EPOCHS, SEEDS, RoundStudy, Times
 from orchestrator import tracking
 
@@ -35,6 +35,9 @@ def entry(epoch: int, seed: int) -> dict[str, Any]:
 
 class Undisturbed:
     """What every search of these tests has, without running one."""
+
+    def prepare(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Nothing has to be begun."""
 
     def curve(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         curve = [entry(epoch, row["seed"]) for epoch in range(1, EPOCHS + 1)]
@@ -128,6 +131,23 @@ def fill(uri: str, study_id: str, rows: Rows) -> dict[str, str]:
 @pytest.fixture
 def left(tmp_path: Path, store: str) -> Left:
     return Left(tmp_path, store, "whole")
+
+
+def test_undisturbed_searches_are_the_same_in_processes_of_their_own() -> None:
+    settings = {
+        "space": {"name": "nasbench201", "channels": 2, "cells_per_stage": 1},
+        "dataset": {"name": "digits"},
+        "method": {"name": "darts"},
+        "search": {"epochs": 1, "batch_size": 256},
+    }
+    rows = [{"settings": settings, "seed": seed} for seed in (0, 1)]
+    beside, here = Reference(), Reference()
+    beside.prepare(rows)
+    found = [beside.curve(row) for row in rows]
+    beside.close()
+    assert found == [here.curve(row) for row in rows]
+    assert found[0] != found[1]
+    assert [entry["epoch"] for entry in found[0]] == [1]
 
 
 def test_a_complete_study_passes(left: Left) -> None:
