@@ -8,7 +8,6 @@ import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +32,8 @@ from orchestrator.simulating import simulated
 from orchestrator.units import Unit
 from tests.orchestrator import drive
 from tests.orchestrator.fake_study import make_study, search_row
+from tests.orchestrator.test_schedulers import Controller
+from tests.orchestrator.test_schedulers import Trial as ReportingTrial
 from tests.spaces.tables import columns201, write
 
 STATE_FILES = (
@@ -315,21 +316,6 @@ def test_optuna_is_told_which_of_its_trials_ray_has() -> None:
 # Schedulers
 
 
-@dataclass(eq=False)
-class PlainTrial:
-    trial_id: str
-    status: str = "RUNNING"
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return {"unit": {"rows": {"0": self.trial_id}}}
-
-
-class Controller:
-    def get_live_trials(self) -> list[PlainTrial]:
-        return []
-
-
 def asha() -> Asha:
     made = Asha(max_t=9, grace_period=1, reduction_factor=2, stop_last_trials=False)
     made.set_search_properties("v", "max")
@@ -342,7 +328,7 @@ def median() -> Median:
     return made
 
 
-def tell(scheduler: Any, trial: PlainTrial, epoch: int, value: float) -> str:
+def tell(scheduler: Any, trial: ReportingTrial, epoch: int, value: float) -> str:
     result = {"training_iteration": epoch, "v": value}
     return str(scheduler.on_trial_result(Controller(), trial, result))
 
@@ -356,7 +342,7 @@ curves = st.lists(
 def play(make: Callable[[], Any], values: Epochs, cut: int | None) -> list[tuple[int, int, str]]:
     """Let trials report in turn; after `cut` reports go on with a scheduler from its state."""
     scheduler = make()
-    trials = [PlainTrial(str(index)) for index in range(len(values))]
+    trials = [ReportingTrial(str(index)) for index in range(len(values))]
     epochs = [0] * len(values)
     decisions: list[tuple[int, int, str]] = []
 
@@ -375,7 +361,7 @@ def play(make: Callable[[], Any], values: Epochs, cut: int | None) -> list[tuple
             state = json.loads(json.dumps(scheduler.study_state()))
             scheduler = make()
             scheduler.set_study_state(state)
-            trials = [PlainTrial(trial.trial_id, trial.status) for trial in trials]
+            trials = [ReportingTrial(trial.trial_id, trial.status) for trial in trials]
             done, epochs = epochs, [0] * len(values)
             for index, trial in enumerate(trials):
                 scheduler.on_trial_add(None, trial)
@@ -405,7 +391,7 @@ def test_trials_that_run_anew_are_forgotten(make: Callable[[], Any]) -> None:
     full, told = make(), make()
     for scheduler, names in ((full, "abcd"), (told, "bd")):
         for name in names:
-            trial = PlainTrial(name)
+            trial = ReportingTrial(name)
             scheduler.on_trial_add(None, trial)
             tell(scheduler, trial, 1, float(ord(name)))
     full.forget({"b", "d"})
@@ -426,7 +412,7 @@ def test_a_shown_scheduler_has_the_state_of_the_one_inside() -> None:
     shown = ShownScheduler(inner, lambda config, result: None)
     assert shown.stateful
     assert not ShownScheduler(None, lambda config, result: None).stateful
-    trial = PlainTrial("a")
+    trial = ReportingTrial("a")
     inner.on_trial_add(None, trial)
     tell(inner, trial, 1, 0.5)
     second = ShownScheduler(asha(), lambda config, result: None)
