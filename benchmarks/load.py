@@ -243,21 +243,21 @@ def _snapshots(found: Sequence[Snapshot]) -> dict[str, Any]:
 
 
 def _tracking(samples: Sequence[Sample], study: Path, over: float) -> dict[str, Any]:
-    """Return how fast rows came into MLflow: beside the sweep, and from its first to its last."""
+    """Return how fast rows came into MLflow: beside the sweep, and after its first batch."""
     whole = end_of_records(study / "outbox" / "events.jsonl")
     if not whole or not samples:
         return {}
     rows = ended(study)
     per_row = whole / max(1, rows)
-    began = next((each for each in samples if each.sent), None)
-    start = began.time if began is not None else samples[-1].time
+    began = next((each for each in samples if each.sent), samples[-1])
     # While trials ran: a drain that has one of two cores to itself says nothing of that.
     running = [each for each in samples if each.sent and each.ended < rows]
     seconds = running[-1].time - running[0].time if running else 0.0
+    rest = (whole - began.sent) / per_row  # what was sent before `began` took unknown time
     beside = (running[-1].sent - running[0].sent) / per_row / seconds if seconds else None
     return {
         "sent_beside": samples[-1].sent / whole,
-        "sent_per_s": ended(study) / max(1e-9, over - start),
+        "sent_per_s": rest / (over - began.time) if rest else None,
         "sent_per_s_beside": beside,
         "drain_peak_bytes": max(each.drain_bytes for each in samples),
     }

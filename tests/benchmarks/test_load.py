@@ -87,11 +87,12 @@ def test_rows_in_the_store_are_counted_beside_the_sweep_and_after_it(tmp_path: P
     found = load._tracking(seen, study, 119.0)
     assert found["sent_beside"] == pytest.approx(0.5)
     assert found["sent_per_s_beside"] == pytest.approx(4 / 5, rel=0.05)  # of seconds 2 to 7
-    assert found["sent_per_s"] == pytest.approx(20 / 17)  # from the first second that had any
+    assert found["sent_per_s"] == pytest.approx(18 / 17, rel=0.01)  # after the first two
     assert found["drain_peak_bytes"] == 7
     nothing = load._tracking([Sample(100.0, 20, 1.0, 1, 7, 0)], study, 110.0)
     assert nothing["sent_per_s_beside"] is None
     assert nothing["sent_beside"] == 0
+    assert nothing["sent_per_s"] == pytest.approx(2)  # all twenty after its end
 
 
 def test_snapshots_are_told_with_the_longest_and_the_last(tmp_path: Path) -> None:
