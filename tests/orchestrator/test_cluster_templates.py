@@ -17,6 +17,8 @@ import pytest
 import ray.autoscaler
 import yaml
 
+from tests.orchestrator.cluster_stubs import documented, write_stand_in, write_stub
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "experiments" / "cluster"
 JOB = "4711"
@@ -120,17 +122,15 @@ class Rehearsal:
     def __init__(self, folder: Path) -> None:
         self.log = folder / "log"
         self.root = folder / "studies"
-        (folder / "bin").mkdir()
         for name, body in STUBS.items():
-            stub = folder / "bin" / name
-            stub.write_text(f'#!/bin/bash\necho "{name} $*" >> "$LOG"\n{body}')
-            stub.chmod(0o755)
+            write_stub(folder / "bin", name, body)
+        write_stand_in(folder / "bin", "sbatch")
         self.environment = {
             **os.environ,
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
             "LOG": str(self.log),
+            "MACHINES": str(folder),
             "TEMPLATE": str(FOLDER / "slurm.sbatch"),
-            "NAS_ROOT": str(self.root),
             "SLURM_JOB_ID": JOB,
             "SLURM_JOB_NODELIST": "n[1-3]",
             "SLURM_CPUS_PER_TASK": "4",
@@ -138,8 +138,11 @@ class Rehearsal:
         }
 
     def start(self) -> subprocess.Popen[bytes]:
-        command = ["bash", str(FOLDER / "slurm.sbatch"), "file.yaml", "s", "--set", "seeds=[0]"]
-        return subprocess.Popen(command, env=self.environment)
+        (command,) = documented(FOLDER / "slurm.sbatch")
+        assert command.endswith(" FILE NAME [WORD...]")
+        command = command.replace("FILE NAME [WORD...]", "file.yaml s --set 'seeds=[0]'")
+        command = command.replace("/shared/studies sbatch", f"{self.root} exec sbatch")
+        return subprocess.Popen(["bash", "-c", command], env=self.environment, cwd=ROOT)
 
     def said(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
@@ -178,6 +181,91 @@ def test_a_slurm_job_hands_signals_on_is_queued_again_and_goes_on(
     assert f"nas resume s --root {rehearsal.root}" in said
     assert "nas run" not in said
     assert "requeue" not in said
+
+
+NAS = """
+if [ "$1" = run ]; then
+  mkdir -p "$NAS_ROOT/$4"; touch "$NAS_ROOT/$4/study.json"
+  exit 75
+fi
+"""
+PYTHON = """
+mkdir -p "$3/bin"; cp "$(dirname "$0")/installed/"* "$3/bin/"
+"""
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> dict[str, str]:
+    """Return the environment of a person whose clusters are folders here."""
+    for name in ("kubectl", "ray"):
+        write_stand_in(tmp_path / "person" / "bin", name)
+    write_stub(tmp_path / "person" / "bin", "nas", NAS)
+    for node in ("head", "worker"):
+        (tmp_path / node).mkdir()
+        (tmp_path / node / ".bashrc").touch()
+        stubs = tmp_path / node / "bin"
+        write_stub(stubs, "sudo", 'if [ "$1" = mount ]; then touch ~/is_mounted; fi')
+        write_stub(stubs, "mountpoint", "test -e ~/is_mounted")
+        write_stub(stubs, "python3", PYTHON)
+        write_stub(stubs / "installed", "pip")
+        # The package and Ray are found where they were installed, and nowhere else.
+        write_stub(stubs / "installed", "ray", 'echo "auth $RAY_AUTH_MODE" >> "$LOG"\n')
+        write_stub(stubs / "installed", "nas", NAS)
+    home = tmp_path / "person"
+    return {
+        "HOME": str(home),
+        "LOG": str(tmp_path / "log"),
+        "MACHINES": str(tmp_path),
+        "PATH": f"{home / 'bin'}:/usr/bin:/bin",
+    }
+
+
+def said_by(command: str, machines: dict[str, str], code: int = 0) -> list[str]:
+    """Return what the stubs noted while a command of a template ran."""
+    log = Path(machines["LOG"])
+    log.unlink(missing_ok=True)
+    done = subprocess.run(["bash", "-c", command], env=machines, cwd=ROOT, check=False)
+    assert done.returncode == code
+    return log.read_text().splitlines()
+
+
+def test_a_ray_job_that_fails_is_made_again_and_goes_on(machines: dict[str, str]) -> None:
+    apply, *_ = documented(FOLDER / "kuberay_job.yml")
+    said = said_by(apply, machines)
+    root = Path(machines["MACHINES"]) / "studies"
+    study = f"--name quickstart --root {root} --set ray.address=auto"
+    assert said == [
+        f"kubectl {apply.removeprefix('kubectl ')}",
+        f"nas run experiments/quickstart.yaml {study}",
+        "attempt 0 ended with 75",
+        f"nas resume quickstart --root {root}",
+        "attempt 1 ended with 0",
+    ]
+
+
+def test_the_launcher_s_cluster_has_package_token_and_studies(machines: dict[str, str]) -> None:
+    generate, up, execute, down = documented(FOLDER / "aws_cluster.yml")
+    said_by(generate, machines)
+    first, again = said_by(up, machines), said_by(up, machines)
+    folder = Path(machines["MACHINES"])
+    for node, start in (("head", "--head"), ("worker", "--address=10.0.0.1:6379")):
+        home = folder / node
+        assert len((home / ".ray" / "auth_token").read_text()) == 64
+        assert (home / "nas" / "pyproject.toml").is_file()
+        assert (home / ".bashrc").read_text().count("RAY_AUTH_MODE=token") == 1
+        assert f"pip install -q {home / 'nas'}" in first
+        (started,) = [n for n, line in enumerate(first) if line.startswith(f"ray start {start}")]
+        assert first[started + 1] == "auth token"
+        assert first[started - 2] == "ray stop"
+    mounts = [line for line in first if line.startswith("sudo mount ")]
+    assert len(mounts) == 2
+    assert all(line.endswith(f".com:/ {folder / 'studies'}") for line in mounts)
+    assert not [line for line in again if line.startswith("sudo mount ")]
+    assert len([line for line in again if line.startswith("ray start")]) == 2
+    execute = execute.replace("FILE", "experiments/quickstart.yaml").replace("NAME", "s")
+    assert said_by(execute, machines, code=1)[-1].startswith("nas run experiments/quickstart.yaml")
+    assert said_by(execute, machines)[-1] == f"nas resume s --root {folder / 'studies'}"
+    assert said_by(down, machines)[-1] == "gone"
 
 
 def test_scripts_are_shell_and_say_when_slurm_is_to_speak() -> None:
