@@ -360,17 +360,24 @@ def _serve(studies: Sequence[Study], host: str, port: int, as_json: bool) -> Non
     if len(studies) > 1 or as_json:
         raise StudyError("--serve shows one study in the browser: leave out the other and --json.")
     with serving.open_server(studies[0], host, port) as server:
-        if not serving.is_loopback(host):
-            display.note(
-                f"{host} is not this machine alone: whoever reaches it can read the report, for "
-                "there is no authentication."
-            )
+        _warn_of_others(host, "read the report")
         # Where a shell started it in the background, SIGINT would be ignored.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
         display.say(f"report  {server.url}   (Ctrl-C ends it)")
         sys.stdout.flush()
         server.serve_forever(poll_interval=0.2)
+
+
+def _warn_of_others(host: str, may: str) -> None:
+    """Say on stderr what others may do where a server listens to more than this machine."""
+    from orchestrator.serving import is_loopback
+
+    if not is_loopback(host):
+        display.note(
+            f"{host} is not this machine alone: whoever reaches it can {may}, for there is no "
+            "authentication."
+        )
 
 
 def select(
@@ -582,6 +589,7 @@ def ui(
     port: Annotated[
         int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")
     ] = 5000,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = HOST,
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Open MLflow's pages on 127.0.0.1, on the store that the studies write to."""
@@ -599,34 +607,37 @@ def ui(
         shown = tracking_location.without_password(uri)
         display.say(f"The studies are tracked by a server; open {shown}")
         return
-    _check_port(port)
+    _check_port(host, port)
+    _warn_of_others(host, "read, change and delete all runs")
     tracking.prepare_store(uri)
-    display.say(f"MLflow starts at http://{HOST}:{port} in some 15 s; Ctrl-C ends it.")
+    shown = f"[{host}]" if ":" in host else host
+    display.say(f"MLflow starts at http://{shown}:{port} in some 15 s; Ctrl-C ends it.")
     sys.stdout.flush()
     # Replaces this process, so that a signal to it reaches the server and leaves nothing behind.
     environment = {**os.environ, **_UI_ENVIRONMENT, "MLFLOW_BACKEND_STORE_URI": uri}
-    os.execve(sys.executable, ui_arguments(uri, port), environment)
+    os.execve(sys.executable, ui_arguments(uri, port, host), environment)
 
 
-def ui_arguments(uri: str, port: int) -> list[str]:
-    """Return the command line of MLflow's pages on this machine alone.
+def ui_arguments(uri: str, port: int, host: str = HOST) -> list[str]:
+    """Return the command line of MLflow's pages, on this machine alone unless `host` is another.
 
     A store with a password is named by MLFLOW_BACKEND_STORE_URI: everybody sees a command line.
     """
     from orchestrator.tracking_location import without_password
 
     plain = ["--backend-store-uri", uri] if without_password(uri) == uri else []
-    where = [*plain, "--host", HOST, "--port", str(port)]
+    where = [*plain, "--host", host, "--port", str(port)]
     return [sys.executable, "-m", "mlflow", "server", *where, "--workers", "1"]
 
 
-def _check_port(port: int) -> None:
-    with socket.socket() as probe:
+def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError as error:
             raise StudyError(
-                f"port {port} of {HOST} cannot be used ({error.strerror}); choose another: "
+                f"port {port} of {host} cannot be used ({error.strerror}); choose another: "
                 f"nas ui --port {port + 1 if port < 65535 else 5000}"
             ) from error

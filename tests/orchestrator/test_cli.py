@@ -642,6 +642,27 @@ def test_ui_serves_the_store_of_the_root_on_this_machine_alone(
     assert words[words.index("--port") + 1] == "54321"
 
 
+@pytest.mark.parametrize(("host", "warned"), [("127.0.0.2", False), ("0.0.0.0", True)])
+def test_ui_warns_where_others_can_reach_it(
+    nas: Nas, monkeypatch: pytest.MonkeyPatch, host: str, warned: bool
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("orchestrator.tracking.prepare_store", lambda uri: None)
+    monkeypatch.setattr(os, "execve", lambda path, words, environment: started.append(words))
+    code, out, err = nas("ui", "--host", host, "--port", "54322")
+    assert code == 0
+    assert f"http://{host}:54322" in out
+    (words,) = started
+    assert words[words.index("--host") + 1] == host
+    assert ("whoever reaches it can read, change and delete all runs" in err) is warned
+
+
+def test_ui_refuses_an_address_of_another_machine(nas: Nas) -> None:
+    code, _, err = nas("ui", "--host", "192.0.2.1")
+    assert code == 2
+    assert "of 192.0.2.1 cannot be used" in err
+
+
 def test_ui_names_a_server_instead_of_starting_one(
     nas: Nas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
