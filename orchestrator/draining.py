@@ -57,20 +57,21 @@ class Draining:
         if trial.trial_id in self._waiting or result.get(LEAVING):
             self._ready.add(trial.trial_id)
 
-    def look(self, trials: Sequence[Any]) -> None:
-        """Find out which nodes drain, and end the processes of trials that are to move."""
+    def look(self, running: Sequence[Any]) -> None:
+        """Find out which nodes drain, and end the processes of trials that are to move.
+
+        Args:
+            running: All trials that run now.
+        """
         known = set(self._going)
         if self._clock() - self._asked >= EVERY_S:
             self._asked = self._clock()
             self._ask()
-        before, self._running = self._running, set()
-        for trial in trials:
+        before, self._running = self._running, {trial.trial_id for trial in running}
+        self._waiting &= self._running
+        self._ready &= self._running
+        for trial in running:
             name = trial.trial_id
-            if trial.status != "RUNNING":
-                self._waiting.discard(name)
-                self._ready.discard(name)
-                continue
-            self._running.add(name)
             node = self._node_of(trial) if self._going else None
             if node in self._going and name not in self._waiting:
                 self._waiting.add(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, replace
 from typing import Any
@@ -62,6 +63,10 @@ class Monitor:
         self.stage_started = time.time()
         self.statuses: dict[str, Status] = {}
         self.epochs: dict[str, int] = {}
+        self.counts: Counter[Status] = Counter()
+        self.own: dict[str, int] = {}
+        self.own_epochs = 0
+        self.begun: set[str] = set()
         self.ran = 0
         self.announced: set[str] = set()
         self.settled: set[str] = set()
@@ -112,7 +117,7 @@ class Monitor:
         self.stage_started = time.time()
         for key in (key for unit in units for key in unit.rows.values()):
             if self.statuses.get(key) == "oom":
-                del self.statuses[key]
+                self._count(key, None)
                 self.settled.discard(key)
                 self.announced.discard(key)
 
@@ -163,6 +168,8 @@ class Monitor:
             if int(entry["epoch"]) > self.epochs.get(key, 0):
                 self.epochs[key] = int(entry["epoch"])
                 self.ran += 1
+                if key not in self.statuses:
+                    self.begun.add(key)
                 t = float(entry.get("ended", now))
                 self.outbox.append(epoch_record(key, self.stage, entry, t))
             self._look_for_row(key, now)
@@ -240,9 +247,29 @@ class Monitor:
             self._note(row)
             self.outbox.append(row_record(key, now))
 
+    def _count(self, key: str, status: Status | None) -> None:
+        """Set the status of a row, None for one that is open again, and the totals for ticks.
+
+        A tick comes twice a second, and there may be thousands of rows to go through.
+        """
+        before = self.statuses.pop(key, None)
+        if before is not None:
+            self.counts[before] -= 1
+        self.own_epochs -= self.own.pop(key, 0)
+        if status is None:
+            if self.epochs.get(key):
+                self.begun.add(key)
+            return
+        self.begun.discard(key)
+        self.statuses[key] = status
+        self.counts[status] += 1
+        if status in _OWN:
+            self.own[key] = self.epochs[key]
+            self.own_epochs += self.epochs[key]
+
     def _note(self, row: Row) -> None:
-        self.statuses[row.key] = row.status
         self.epochs[row.key] = max(self.epochs.get(row.key, 0), row.epochs_done)
+        self._count(row.key, row.status)
         metric = self.study.experiment.metric_of(self.stage)
         sign = -1.0 if metric.endswith("loss") else 1.0
         value = row.value(metric)
@@ -255,18 +282,19 @@ class Monitor:
         """Count rows no more that are not run now."""
         self.total -= len(keys & self.keys)
         self.keys -= keys
+        self.begun -= keys
         self.on_tick(0)
 
     def on_tick(self, running: int) -> None:
         """Show and store where the stage stands."""
-        counts = list(self.statuses.values())
+        counts = self.counts
         progress = Progress(
             stage=self.stage,
             total=self.total,
-            done=len(counts),
+            done=len(self.statuses),
             running=running,
-            failed=sum(status in ("failed", "oom", "diverged") for status in counts),
-            stopped=counts.count("stopped"),
+            failed=counts["failed"] + counts["oom"] + counts["diverged"],
+            stopped=counts["stopped"],
             best=self.best,
             best_label=self.best_label,
             metric=self.study.experiment.metric_of(self.stage),
@@ -288,11 +316,9 @@ class Monitor:
         """
         if not self.ran:
             return None
-        own = [self.epochs.get(key, 0) for key, status in self.statuses.items() if status in _OWN]
-        expected = sum(own) / len(own) if own else self.epochs_per_row
+        expected = self.own_epochs / len(self.own) if self.own else self.epochs_per_row
         open_rows = max(0, self.total - len(self.statuses))
-        begun = [self.epochs.get(key, 0) for key in self.keys - self.statuses.keys()]
-        begun = [epochs for epochs in begun if epochs]
+        begun = [self.epochs[key] for key in self.begun]
         left = max(0, open_rows - len(begun)) * expected
         left += sum((expected if n < expected else self.epochs_per_row) - n for n in begun)
         if left < 0 or (left == 0 and open_rows):

@@ -279,16 +279,12 @@ class _Driver:
 
     def _await(self, drain: subprocess.Popen[bytes]) -> None:
         """Wait for MLflow to show all of the study, but not for long."""
-        if self.simulation is not None:
-            if not tracking.wait_a_while(drain, SIMULATED_PATIENCE_S):
-                self.reporter.message(
-                    "MLflow is being filled by a process of its own, which goes on after this one: "
-                    f"{self.study.logs / 'tracking.log'}"
-                )
-        elif not tracking.wait_a_while(drain, DRAIN_PATIENCE_S):
+        patience_s = DRAIN_PATIENCE_S if self.simulation is None else SIMULATED_PATIENCE_S
+        if not tracking.wait_a_while(drain, patience_s):
             self.reporter.message(
-                "MLflow has not got everything yet; nothing is lost. When it can be reached: "
-                f"nas sync {self.study.name}"
+                "MLflow has not got everything yet; a process of its own goes on sending it"
+                f" ({self.study.logs / 'tracking.log'}). If MLflow is down, later:"
+                f" nas sync {self.study.name}"
             )
 
     # -- the two stages -----------------------------------------------------------------------

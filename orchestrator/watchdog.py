@@ -51,14 +51,17 @@ class Watchdog:
         self._heard[trial.trial_id] = now
         self._said.discard(trial.trial_id)
 
-    def look(self, trials: Sequence[Any]) -> None:
-        """Speak of trials that have been silent for long, and end those that were for too long."""
+    def look(self, running: Sequence[Any]) -> None:
+        """Speak of trials that have been silent for long, and end those that were for too long.
+
+        Args:
+            running: All trials that run now.
+        """
         now = self._clock()
-        for trial in trials:
+        for name in self._heard.keys() - {trial.trial_id for trial in running}:
+            del self._heard[name]
+        for trial in running:
             name = trial.trial_id
-            if trial.status != "RUNNING":
-                self._heard.pop(name, None)
-                continue
             silent_s = now - self._heard.setdefault(name, now)
             if self._timeout_s is not None and silent_s > self._timeout_s:
                 self._told(

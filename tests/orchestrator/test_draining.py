@@ -66,7 +66,7 @@ class Cluster:
     def look(self, seconds: float = 2.0) -> list[str]:
         """Let time pass and return the trials whose processes have been ended by now."""
         self.now += seconds
-        self.draining.look(list(self.trials.values()))
+        self.draining.look([t for t in self.trials.values() if t.status == "RUNNING"])
         return self.killed
 
     def epoch(self, name: str, **result: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -140,3 +141,43 @@ def test_the_time_left_knows_that_a_scheduler_stops_most(tmp_path: Path) -> None
     failed = units[11].ray_config("study", "cpu")
     watch.on_end(failed, {"training_iteration": 0}, BROKE)  # says nothing of the others
     assert left() == pytest.approx(30 / 23 * (8 * 2 + 9), rel=0.01)
+
+
+RAN_OUT = "Failure # 1 (occurred at ...)\n" + "OutOfMemoryError"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_tick_says_is_what_the_rows_are(tmp_path: Path, seed: int) -> None:
+    study = make_study(tmp_path / "studies")
+    units = [replace(unit(), rows={0: f"{n:016x}"}, epochs=4) for n in range(12)]
+    reporter = Silent()
+    watch = Monitor(study, Outbox(study.outbox), reporter, "search", units, 12, 0.0)
+    rng = random.Random(seed)
+    seen = set()
+    for _ in range(60):
+        chosen = rng.choice([each for each in units if each.rows[0] in watch.keys])
+        known = watch.epochs.get(chosen.rows[0], 0)
+        trial = chosen.ray_config("study", "cpu")
+        match rng.choice(["epoch", "epoch", "epoch", "stopped", "error", "oom", "again", "left"]):
+            case "epoch":
+                watch.on_result(trial, {"seeds": {"0": {"epoch": known + 1, "ended": 1.0}}})
+            case "again":
+                watch.reopen(units)
+            case "left":
+                watch.leave_out({units[-1].rows[0]})
+            case how:
+                error = {"stopped": None, "error": BROKE, "oom": RAN_OUT}[how]
+                watch.on_end(trial, {"training_iteration": known}, error)
+        watch.on_tick(0)
+        last = reporter.last
+        assert last is not None
+        statuses = list(watch.statuses.values())
+        seen.update(statuses)
+        assert last.done == len(statuses)
+        assert last.stopped == statuses.count("stopped")
+        assert last.failed == statuses.count("failed") + statuses.count("oom")
+        open_keys = watch.keys - watch.statuses.keys()
+        assert watch.begun == {key for key in open_keys if watch.epochs.get(key)}
+        assert watch.own.keys() == {k for k, s in watch.statuses.items() if s == "stopped"}
+        assert watch.own_epochs == sum(watch.own.values())
+    assert seen == {"stopped", "failed", "oom"}

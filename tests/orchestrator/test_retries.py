@@ -115,7 +115,7 @@ class Watched:
         self.now = now
         for index in heard:
             self.dog.heard(self.trials[index])
-        self.dog.look(self.trials)
+        self.dog.look([trial for trial in self.trials if trial.status == "RUNNING"])
         return self
 
 
