@@ -143,7 +143,7 @@ def test_the_time_left_knows_that_a_scheduler_stops_most(tmp_path: Path) -> None
     assert left() == pytest.approx(30 / 23 * (8 * 2 + 9), rel=0.01)
 
 
-RAN_OUT = "Failure # 1 (occurred at ...)\n" + "OutOfMemoryError"
+RAN_OUT = "Failure # 1 (occurred at ...)\nOutOfMemoryError: no room"
 
 
 @pytest.mark.parametrize("seed", range(5))
