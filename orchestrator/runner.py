@@ -263,7 +263,10 @@ class _Driver:
         # A short simulation is over before MLflow has its first rows: sending them would slow it.
         timer = threading.Timer(SIMULATED_ALONE_S, start)
         timer.daemon = True
-        timer.start() if self.simulation else start()
+        if self.simulation:
+            timer.start()
+        else:
+            start()
         status = "interrupted"
         try:
             yield

@@ -657,7 +657,11 @@ def test_ui_warns_where_others_can_reach_it(
     assert ("whoever reaches it can read, change and delete all runs" in err) is warned
 
 
-def test_ui_refuses_an_address_of_another_machine(nas: Nas) -> None:
+def test_ui_refuses_an_address_of_another_machine(
+    nas: Nas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.tracking.prepare_store", lambda uri: None)
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("a server was started"))
     code, _, err = nas("ui", "--host", "192.0.2.1")
     assert code == 2
     assert "of 192.0.2.1 cannot be used" in err

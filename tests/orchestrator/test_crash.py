@@ -129,6 +129,7 @@ def test_a_killed_worker_continues_bit_for_bit_with_mlflow_down_all_along(
     for pid in drive.wait_for(lambda: drive.workers(process), tmp_path):
         os.kill(pid, signal.SIGKILL)
     assert drive.finish(process, tmp_path) == 0, log(tmp_path)
+    assert "If MLflow is down, later: nas sync s" in log(tmp_path)
     assert drive.results(tmp_path / "s") == drive.results(whole / "s")
     assert not (tmp_path / "mlflow.db").exists()
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -160,6 +160,8 @@ def test_of_a_trial_that_ended_tune_keeps_what_is_read_again(tmp_path: Path) -> 
     after = state()
     assert ray_state._remembered(json.loads(after[0])) == known
     assert sum(map(len, after)) < 0.5 * sum(map(len, before))
+    assert '"epochs"' in before[0]
+    assert '"epochs"' not in after[0]  # of its settings there was more than one copy
     assert trial.last_result["training_iteration"] == 2  # Tune asks for it at its end
     assert trial.last_result["val_accuracy"] == 0.5
     again = Trial.from_json_state(after[0], stub=True)
