@@ -143,6 +143,14 @@ def test_the_time_left_knows_that_a_scheduler_stops_most(tmp_path: Path) -> None
     assert left() == pytest.approx(30 / 23 * (8 * 2 + 9), rel=0.01)
 
 
+def test_nothing_is_said_of_the_time_left_where_a_row_has_all_epochs_and_no_end(
+    monitor: Monitor,
+) -> None:
+    for epoch in range(1, 5):
+        monitor.on_result(ray_config(), {"seeds": {"0": {"epoch": epoch, "ended": 1.0}}})
+        assert (monitor._left() is None) is (epoch == 4)
+
+
 RAN_OUT = "Failure # 1 (occurred at ...)\nOutOfMemoryError: no room"
 
 
@@ -164,7 +172,8 @@ def test_what_a_tick_says_is_what_the_rows_are(tmp_path: Path, seed: int) -> Non
             case "again":
                 watch.reopen(units)
             case "left":
-                watch.leave_out({units[-1].rows[0]})
+                if len(watch.keys) > 9:
+                    watch.leave_out({chosen.rows[0]} - watch.statuses.keys())
             case how:
                 error = {"stopped": None, "error": BROKE, "oom": RAN_OUT}[how]
                 watch.on_end(trial, {"training_iteration": known}, error)

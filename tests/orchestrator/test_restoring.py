@@ -19,7 +19,7 @@ from ray.train._internal.storage import StorageContext
 from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
 
-from orchestrator import outbox, ray_state, tracking
+from orchestrator import outbox, ray_state, sweep, tracking
 from orchestrator.config import load_experiment
 from orchestrator.ledger import write_row
 from orchestrator.ray_state import NotRestoredError, Remembered
@@ -105,6 +105,7 @@ def test_copies_follow_tune_s_writes_without_looking_through_its_folder(
     write_set(source, 1, [state_of("old", "TERMINATED", "kz")])
     for path in source.iterdir():
         os.utime(path, (1.0, 1.0))
+    (whole,) = source.glob("experiment_state-*")
     trials = [SimpleNamespace(storage=SimpleNamespace(experiment_driver_staging_path=str(source)))]
     guard = ray_state.make_guard(folder, Rungs())
 
@@ -119,6 +120,9 @@ def test_copies_follow_tune_s_writes_without_looking_through_its_folder(
             json.loads(text)["trial_id"] for text, _ in json.loads(file.read_text())["trial_data"]
         ]
 
+    away = whole.rename(tmp_path / whole.name)
+    assert copies() == []  # the searcher's file comes first
+    away.rename(whole)
     assert copies() == [["old"]]  # restored: Tune has not written yet
     write_set(source, 2, [state_of("a", "RUNNING", "ka")])
     assert copies() == [["old"], ["a"]]
@@ -137,7 +141,9 @@ def test_copies_follow_tune_s_writes_without_looking_through_its_folder(
     assert {path.name for path in max((folder / "guard").glob("[0-9]*")).iterdir()} == names
 
 
-def test_of_a_trial_that_ended_tune_keeps_what_is_read_again(tmp_path: Path) -> None:
+@pytest.fixture
+def ended(tmp_path: Path) -> Trial:
+    """A trial of two seeds that has ended after two epochs."""
     of = Unit("search", {"search": {"epochs": 4}}, {0: "k0", 1: "k1"}, "id", 2, {"x": 1}, "lab", 4)
     trial = Trial("none", stub=True, _setup_default_resource=False, config=config(of))
     trial.placement_group_factory = PlacementGroupFactory([{"CPU": 1}])
@@ -148,6 +154,28 @@ def test_of_a_trial_that_ended_tune_keeps_what_is_read_again(tmp_path: Path) -> 
         result = {"training_iteration": epoch, "val_accuracy": 0.5, "config": trial.config}
         trial.update_last_result({**result, "seeds": {"0": entry, "1": entry}, "pid": 7})
     trial.set_status(Trial.TERMINATED)
+    return trial
+
+
+@pytest.mark.parametrize("how", ["on_trial_complete", "on_trial_error"])
+def test_the_driver_has_all_of_a_trial_s_end_and_tune_keeps_less(
+    ended: Trial, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "_error_text", lambda trial: "its file is in a session of Ray")
+    told: list[Any] = []
+    callback = sweep.make_callback(
+        on_result=told.append, on_end=lambda *end: told.append(end[:2]), on_tick=told.append
+    )
+    getattr(callback, how)(trial=ended)
+    ((settings, result),) = told
+    assert settings["search"] == {"epochs": 4}
+    assert set(result["seeds"]) == {"0", "1"}
+    assert set(ended.config) == {"unit"}
+    assert "seeds" not in ended.last_result
+
+
+def test_of_a_trial_that_ended_tune_keeps_what_is_read_again(ended: Trial) -> None:
+    trial = ended
 
     def state() -> tuple[str, str]:
         trial.run_metadata.invalidate_cache()
@@ -160,8 +188,9 @@ def test_of_a_trial_that_ended_tune_keeps_what_is_read_again(tmp_path: Path) -> 
     after = state()
     assert ray_state._remembered(json.loads(after[0])) == known
     assert sum(map(len, after)) < 0.5 * sum(map(len, before))
-    assert '"epochs"' in before[0]
-    assert '"epochs"' not in after[0]  # of its settings there was more than one copy
+    for text in ('"epochs"', '"a/b"'):  # of its settings there was more than one copy
+        assert text in before[0]
+        assert text not in after[0]
     assert trial.last_result["training_iteration"] == 2  # Tune asks for it at its end
     assert trial.last_result["val_accuracy"] == 0.5
     again = Trial.from_json_state(after[0], stub=True)

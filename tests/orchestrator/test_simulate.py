@@ -8,6 +8,7 @@ import random
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from orchestrator.sweep import make_scheduler
 from orchestrator.tracking_drain import Drain
 from spaces.core.text import parse
 from tests.orchestrator import drive, here
+from tests.orchestrator.fake_study import make_study
 from tests.orchestrator.memory_store import MemoryStore
 from tests.spaces.tables import columns201, write
 
@@ -602,5 +604,19 @@ def test_mlflow_is_filled_beside_a_long_simulation_and_after_a_short_one(
 
     monkeypatch.setattr(tracking, "start_drain", start)
     monkeypatch.setattr(runner, "SIMULATED_ALONE_S", alone_s)
+    began = time.monotonic()
     simulate(experiment(table, tmp_path), tmp_path / "studies")
     assert found == [seen]
+    assert time.monotonic() - began < 50  # nobody waits for the time to be over
+
+
+def test_mlflow_is_filled_from_the_start_of_a_study_that_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+    monkeypatch.setattr(tracking, "start_drain", lambda study, uri: found.append(uri))
+    made = make_study(tmp_path / "studies")
+    driver = runner._Driver(made, Quiet(), "nas run")
+    with outbox.Outbox(made.outbox) as driver.outbox, driver._tracking("sqlite:///x"):
+        assert found == ["sqlite:///x"]
+    assert found == ["sqlite:///x"]

@@ -6,8 +6,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from orchestrator.study import Study
 from orchestrator.tracking_drain import Drain
 from orchestrator.tracking_follow import follow
 from orchestrator.tracking_runs import StoreDownError
+from orchestrator.tracking_view import Point
 from tests.orchestrator.fake_driver import BEGIN, Driver, make_row, make_study
 from tests.orchestrator.memory_store import DOWN, KilledError, MemoryStore
 
@@ -121,6 +123,55 @@ def test_sending_after_each_event_equals_sending_at_the_end(study: Study, tmp_pa
             drain.send()
     drain.send()
     assert store.picture() == drained(study_without_offset(study)).picture()
+
+
+class Counting(MemoryStore):
+    """Notes each point that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[tuple[str, str, int]] = []
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        points: Iterable[Point] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        points = list(points)
+        self.given += [(run_id, point.metric, point.step) for point in points]
+        super().log(run_id, params=params, points=points, tags=tags)
+
+
+def test_no_point_of_a_row_is_given_twice(study: Study) -> None:
+    driver, store = Driver(study), Counting()
+    drain = Drain(study, store, URI)
+    row = ROWS[0]
+    with study.hold():
+        for event in (
+            driver.begin,
+            lambda: driver.start(row),
+            *(partial(driver.epoch, row, epoch) for epoch in range(1, row.epochs_done + 1)),
+            lambda: driver.finish(row),
+            lambda: driver.end("finished"),
+        ):
+            event()
+            drain.send()
+    (run_id,) = (key for key, run in store.all.items() if run.tags.get("nas.key") == row.key)
+    of_row = [point for point in store.given if point[0] == run_id]
+    assert len(of_row) > 3 * row.epochs_done
+    assert len(of_row) == len(set(of_row))
+
+
+def test_a_row_that_has_ended_takes_four_requests_and_its_dataset(study: Study) -> None:
+    driver = Driver(study)
+    driver.begin()
+    driver.run(ROWS[0])
+    one = drained(study).calls
+    driver.run(ROWS[1])
+    assert drained(study_without_offset(study)).calls - one == 5
 
 
 def study_without_offset(study: Study) -> Study:

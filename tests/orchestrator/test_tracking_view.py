@@ -35,6 +35,10 @@ from tests.orchestrator.fake_driver import BEGIN, make_row, make_study
             "darts lr=0.012345678 · seed 1",
         ),
         (
+            make_row(1, label="darts lr=0.0123457", params={"search.lr": 0.012345678}),
+            "darts lr=0.0123457 · seed 1",
+        ),
+        (
             make_row(1, label="darts lr=0.01 op=max", params={"a.lr": 0.02, "b.op": "max"}),
             "darts lr=0.01 op=max lr=0.02 · seed 1",
         ),
