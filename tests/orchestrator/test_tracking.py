@@ -179,6 +179,40 @@ def test_more_than_one_request_takes_is_sent_in_several(root: Path) -> None:
     assert len(client.get_metric_history(run, "m")) == 2300
 
 
+def test_tags_go_with_the_last_request_or_after_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tracking.MlflowStore(tracking.default_uri(root), make_study(root, "order"))
+    sizes: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(
+        store._client, "log_batch", lambda _, *of: sizes.append(tuple(map(len, of)))
+    )
+    points = [Point("m", 1.0, 1000 + step, step) for step in range(900)]
+    store.log("run", params={"a": "1"}, points=points, tags={f"t{n}": "" for n in range(130)})
+    assert sizes == [(800, 1, 0), (100, 0, 100), (0, 0, 30)]
+
+
+def test_artifacts_of_a_run_made_here_need_no_question_where_they_go(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, uri = make_study(root, "files"), tracking.default_uri(root)
+    made, other = (tracking.MlflowStore(uri, study) for _ in range(2))
+    run = made.create(made.experiment("files"), "x", 1, {})
+    asked: list[str] = []
+    real = other._client.log_artifacts
+    monkeypatch.setattr(made._client, "log_artifacts", lambda *_: asked.append("made"))
+    monkeypatch.setattr(
+        other._client, "log_artifacts", lambda *of: (asked.append("other"), real(*of))
+    )
+    for store, name in ((made, "a.txt"), (other, "b.txt")):
+        folder = tmp_path / name.removesuffix(".txt")
+        folder.mkdir()
+        (folder / name).write_text("x")
+        store.upload(run, folder)
+    assert asked == ["other"]
+    assert {each.path for each in MlflowClient(uri, uri).list_artifacts(run)} == {"a.txt", "b.txt"}
+
+
 def test_a_store_that_cannot_be_opened_is_down_and_nothing_is_lost(
     root: Path, tmp_path: Path
 ) -> None:
