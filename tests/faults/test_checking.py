@@ -279,7 +279,9 @@ def test_epochs_that_were_computed_again_are_counted(left: Left) -> None:
     assert (verdict.redone, verdict.destroyed) == (1, 1)
 
 
-@pytest.mark.parametrize("harm", ["no run", "two runs", "running", "an epoch twice", "a stranger"])
+@pytest.mark.parametrize(
+    "harm", ["no run", "no study", "two runs", "running", "an epoch twice", "a stranger"]
+)
 def test_a_store_that_is_not_as_it_should_be_is_seen(tmp_path: Path, store: str, harm: str) -> None:
     from mlflow import MlflowClient
 
@@ -290,6 +292,8 @@ def test_a_store_that_is_not_as_it_should_be_is_seen(tmp_path: Path, store: str,
     tags = {"nas.study_id": study_id, "nas.key": LAST}
     if harm == "no run":
         client.delete_run(made[LAST])
+    elif harm == "no study":
+        client.delete_run(made[""])
     elif harm == "two runs":
         client.set_terminated(client.create_run(place, tags=tags).info.run_id)
     elif harm == "running":
@@ -301,7 +305,7 @@ def test_a_store_that_is_not_as_it_should_be_is_seen(tmp_path: Path, store: str,
         client.set_terminated(other.info.run_id)
     verdict = Left(tmp_path, store, study_id).look()
     assert not verdict.holds, harm
-    assert (bool(verdict.lost), bool(verdict.doubled)) == (harm == "no run", harm == "two runs")
+    assert (bool(verdict.lost), bool(verdict.doubled)) == (harm[:2] == "no", harm == "two runs")
 
 
 def a_round(number: int, **changes: Any) -> Round:
@@ -321,11 +325,11 @@ def a_round(number: int, **changes: Any) -> Round:
 def test_a_campaign_is_summed_up_by_kind() -> None:
     rounds = [
         a_round(0),
-        a_round(1, faults=["driver", "node"], recovery_s=[9.0, None], lost=["x"], redone=2),
+        a_round(1, faults=["driver", "node"], recovery_s=[9.0, None], lost=["x", "v"], redone=2),
         a_round(2, faults=["driver"], recovery_s=[20.0], wrong=["y", "z"], doubled=["w"]),
     ]
     found = summary(rounds)
-    assert (found["rounds"], found["lost"], found["doubled"], found["wrong"]) == (3, 1, 1, 2)
+    assert (found["rounds"], found["lost"], found["doubled"], found["wrong"]) == (3, 2, 1, 2)
     assert found["faults"] == {"driver": 3, "node": 1}
     assert found["recovery_s"] == {"driver": {"median": 9.0, "most": 20.0, "times": 3}}
     assert found["redone_epochs"] == 2
