@@ -55,9 +55,9 @@ class Scene:
 def worker(scene: Scene) -> None:
     """SIGKILL the process of one trial."""
     found = scene.nodes.workers()
-    if found:
-        send(signal.SIGKILL, [scene.rng.choice(found)])
-    scene.said.append(f"killed 1 of {len(found)} workers")
+    chosen = [scene.rng.choice(found)] if found else []
+    send(signal.SIGKILL, chosen)
+    scene.said.append(f"killed {len(chosen)} of {len(found)} workers")
 
 
 def node(scene: Scene) -> None:
