@@ -17,7 +17,6 @@ import typer
 from orchestrator import (
     display,
     history,
-    json_files,
     node_load,
     notices,
     population_report,
@@ -157,7 +156,7 @@ def _watch(study: str, root: Path, every: float) -> None:
 def study_state(study: Study) -> dict[str, Any]:
     """Return where a study stands, as plain JSON."""
     summary = study.summary()
-    progress = _progress(study)
+    progress = study.read_progress()
     open_rows = any(counts.get("interrupted") for counts in summary.counts.values())
     if summary.holder is not None:
         state = "running"
@@ -210,14 +209,6 @@ def _nodes(study: Study) -> list[dict[str, Any]]:
 
 def _state(state: dict[str, Any]) -> str:
     return f"{state['state']}, simulated" if state["simulated"] else str(state["state"])
-
-
-def _progress(study: Study) -> dict[str, Any]:
-    try:
-        progress = json_files.parse(study.progress.read_bytes())
-    except (OSError, ValueError):  # not begun, or cut off while it was written
-        return {}
-    return progress if isinstance(progress, dict) else {}
 
 
 def _damaged(keys: Sequence[str]) -> str:

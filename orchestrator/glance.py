@@ -27,13 +27,16 @@ def blocks(study: Study, rows: Sequence[Row], results: Sequence[Result]) -> list
         results: Lines of the table of results.
     """
     facts = []
+    progress = study.read_progress()
     for stage, title in _STAGES.items():
         own = [row for row in rows if row.stage == stage]
         done = sum(row.status == "finished" for row in own)
         if own:
             odd = Counter(row.status for row in own if row.status != "finished")
             more = ", ".join(f"{count} {status}" for status, count in sorted(odd.items()))
-            facts.append(Fact(title, f"{done:,} of {len(own):,}", more))
+            planned = progress.get("total") if progress.get("stage") == stage else None
+            asked = max(len(own), planned) if isinstance(planned, int) else len(own)
+            facts.append(Fact(title, f"{done:,} of {asked:,}", more))
     if not facts:
         return []
     seeds = {row.seed for row in rows if row.stage == rows[0].stage}

@@ -249,6 +249,14 @@ class Study:
         """File in which the driver keeps its latest progress."""
         return self.path / "progress.json"
 
+    def read_progress(self) -> dict[str, Any]:
+        """Return what the driver said last; empty where it has not begun, or was cut off."""
+        try:
+            progress = json_files.parse(self.progress.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return progress if isinstance(progress, dict) else {}
+
     def rows(self, stage: Stage | None = None) -> list[Row]:
         """Return the ledger's rows in the order in which they were started."""
         return self.ledger.rows(stage)

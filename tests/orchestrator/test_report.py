@@ -12,8 +12,17 @@ from typing import Any
 
 import pytest
 
-from orchestrator import plots, report
-from orchestrator.document import Code, Grid, Heading, Paragraph, Picture, to_html, to_markdown
+from orchestrator import glance, plots, report
+from orchestrator.document import (
+    Code,
+    Facts,
+    Grid,
+    Heading,
+    Paragraph,
+    Picture,
+    to_html,
+    to_markdown,
+)
 from orchestrator.report import update_report, write_report
 from orchestrator.results import COLUMNS, caption, document, tabulate
 from orchestrator.study import Study
@@ -194,6 +203,27 @@ def test_the_report_of_a_study_without_rows_says_so(tmp_path: Path) -> None:
     report = write_report(make_study(tmp_path / "studies"))
     assert "No row has ended yet" in report.markdown.read_text()
     assert json.loads(report.table.read_text())["rows"] == []
+
+
+@pytest.mark.parametrize(
+    ("progress", "shown"),
+    [
+        ('{"stage": "search", "total": 40}', "of 40"),
+        ('{"stage": "retrain", "total": 40}', None),
+        ('{"stage": "search", "total": 1}', None),
+        ('{"stage": "search", "total": "40"}', None),
+        ("torn", None),
+    ],
+)
+def test_a_study_that_is_not_complete_says_of_how_many(
+    study: Study, progress: str, shown: str | None
+) -> None:
+    rows = list(study.rows())
+    count = sum(row.stage == "search" for row in rows)
+    study.progress.write_text(progress)
+    (facts,) = glance.blocks(study, [row for row in rows if row.stage == "search"], [])
+    assert isinstance(facts, Facts)
+    assert facts.facts[0].value.endswith(shown or f"of {count}")
 
 
 def test_writing_a_report_twice_gives_the_same_bytes(study: Study) -> None:
