@@ -40,7 +40,10 @@ def faults(
     ] = None,
     keep: Annotated[
         Path | None,
-        typer.Option(help="Keeps studies and logs of rounds with a finding here.", metavar="DIR"),
+        typer.Option(
+            help="Keeps studies and logs of rounds with a finding or failed trials here.",
+            metavar="DIR",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

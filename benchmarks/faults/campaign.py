@@ -26,6 +26,7 @@ _MOST_EPOCHS = ROWS * 3 // 2
 _COMMAND_S = 240.0
 _RESUMES = 5
 _SYNCS = 6
+_TRIALS_FAILED = 1
 
 
 @dataclass
@@ -70,7 +71,8 @@ class Campaign:
         database: "auto", "sqlite" or "postgresql".
         only: Kinds of fault; None is all that can be made here.
         faults: Faults of a round; None is one to three at random.
-        keep: Folder for studies and logs of rounds in which something was amiss.
+        keep: Folder for studies and logs of rounds in which something was amiss, or a command ended
+            with trials that had failed.
     """
 
     def __init__(
@@ -142,7 +144,7 @@ class Campaign:
             wall_s=wall_s,
             **asdict(verdict),
         )
-        if not verdict.holds and self._keep is not None:
+        if self._keep is not None and (not verdict.holds or _TRIALS_FAILED in played.codes):
             shutil.copytree(study.path, self._keep / study.name, dirs_exist_ok=True)
             shutil.copytree(self._logs, self._keep / "logs", dirs_exist_ok=True)
         shutil.rmtree(study.path, ignore_errors=True)
