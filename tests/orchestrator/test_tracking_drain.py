@@ -19,8 +19,8 @@ from orchestrator.outbox import epoch_record, offset_file, start_record
 from orchestrator.study import Study
 from orchestrator.tracking_drain import Drain
 from orchestrator.tracking_follow import follow
-from orchestrator.tracking_runs import StoreDownError
-from orchestrator.tracking_view import Point
+from orchestrator.tracking_runs import RunRefusedError, StoreDownError
+from orchestrator.tracking_view import Point, flat_params
 from tests.orchestrator.fake_driver import BEGIN, Driver, make_row, make_study
 from tests.orchestrator.memory_store import DOWN, KilledError, MemoryStore
 
@@ -163,6 +163,33 @@ def test_no_point_of_a_row_is_given_twice(study: Study) -> None:
     of_row = [point for point in store.given if point[0] == run_id]
     assert len(of_row) > 3 * row.epochs_done
     assert len(of_row) == len(set(of_row))
+
+
+def test_every_run_has_the_params_of_its_row(study: Study) -> None:
+    for event in eventful(study):
+        event()
+    shown = drained(study).picture()
+    for row in (*ROWS, RETRAIN, CUT):
+        assert shown[row.key]["params"] == flat_params(row)
+
+
+def test_a_row_whose_artifacts_were_refused_is_sent_again(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for event in eventful(study):
+        event()
+    expected = drained(study_without_offset(study)).picture()
+    store = MemoryStore()
+
+    def refuse(*_: object) -> None:
+        raise RunRefusedError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "upload", refuse)
+        Drain(study, store, "other:").send()
+    assert store.picture() != expected
+    Drain(study, store, "other:").rebuild()
+    assert store.picture()[ROWS[0].key] == expected[ROWS[0].key]
 
 
 def test_a_row_that_has_ended_takes_four_requests_and_its_dataset(study: Study) -> None:
