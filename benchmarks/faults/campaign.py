@@ -20,13 +20,13 @@ from benchmarks.faults.kinds import Scene
 from benchmarks.faults.nodes import Nodes
 from benchmarks.faults.stores import MlflowServer
 from benchmarks.faults.studies import ROWS, Command, RoundStudy, Times
+from orchestrator.commands_run import TRIALS_FAILED
 
 _MOST_EPOCHS = ROWS * 3 // 2
 """Of these many recorded epochs, about what a round has, a random one is when a fault strikes."""
 _COMMAND_S = 240.0
 _RESUMES = 5
 _SYNCS = 6
-_TRIALS_FAILED = 1
 
 
 @dataclass
@@ -144,7 +144,7 @@ class Campaign:
             wall_s=wall_s,
             **asdict(verdict),
         )
-        if self._keep is not None and (not verdict.holds or _TRIALS_FAILED in played.codes):
+        if self._keep is not None and (not verdict.holds or TRIALS_FAILED in played.codes):
             shutil.copytree(study.path, self._keep / study.name, dirs_exist_ok=True)
             shutil.copytree(self._logs, self._keep / "logs", dirs_exist_ok=True)
         shutil.rmtree(study.path, ignore_errors=True)

@@ -45,6 +45,7 @@ class MemoryStore:
         calls: Calls so far.
         kill_at: Call at which `error` is raised, or None.
         after: Whether that call takes effect before.
+        given: Run, metric and step of each point, as often as it was sent.
     """
 
     def __init__(self) -> None:
@@ -52,6 +53,7 @@ class MemoryStore:
         self.deleted: set[str] = set()
         self.registered: dict[str, str] = {}
         self.calls = 0
+        self.given: list[tuple[str, str, int]] = []
         self.kill_at: int | None = None
         self.after = False
         self.error: BaseException = KilledError()
@@ -123,7 +125,9 @@ class MemoryStore:
             for name, value in (params or {}).items():
                 if run.params.setdefault(name, value) != value:
                     raise RunRefusedError("Changing param values is not allowed")
-            run.points |= set(points)
+            added = list(points)
+            self.given += [(run_id, point.metric, point.step) for point in added]
+            run.points |= set(added)
             run.tags |= tags or {}
 
         self._call(effect)

@@ -213,6 +213,7 @@ def test_the_report_of_a_study_without_rows_says_so(tmp_path: Path) -> None:
         ('{"stage": "search", "total": 1}', None),
         ('{"stage": "search", "total": "40"}', None),
         ("torn", None),
+        ("[40]", None),
     ],
 )
 def test_a_study_that_is_not_complete_says_of_how_many(

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from orchestrator.study import Study
 from orchestrator.tracking_drain import Drain
 from orchestrator.tracking_follow import follow
 from orchestrator.tracking_runs import RunRefusedError, StoreDownError
-from orchestrator.tracking_view import Point, flat_params
+from orchestrator.tracking_view import flat_params
 from tests.orchestrator.fake_driver import BEGIN, Driver, make_row, make_study
 from tests.orchestrator.memory_store import DOWN, KilledError, MemoryStore
 
@@ -125,28 +125,8 @@ def test_sending_after_each_event_equals_sending_at_the_end(study: Study, tmp_pa
     assert store.picture() == drained(study_without_offset(study)).picture()
 
 
-class Counting(MemoryStore):
-    """Notes each point that it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.given: list[tuple[str, str, int]] = []
-
-    def log(
-        self,
-        run_id: str,
-        *,
-        params: Mapping[str, str] | None = None,
-        points: Iterable[Point] = (),
-        tags: Mapping[str, str] | None = None,
-    ) -> None:
-        points = list(points)
-        self.given += [(run_id, point.metric, point.step) for point in points]
-        super().log(run_id, params=params, points=points, tags=tags)
-
-
 def test_no_point_of_a_row_is_given_twice(study: Study) -> None:
-    driver, store = Driver(study), Counting()
+    driver, store = Driver(study), MemoryStore()
     drain = Drain(study, store, URI)
     row = ROWS[0]
     with study.hold():
